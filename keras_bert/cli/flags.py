@@ -1,0 +1,116 @@
+"""Flags from dataclasses: a field's name, default, help and choices become one absl flag."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from absl import flags
+
+from keras_bert.config import from_dict
+from keras_bert.errors import ConfigError
+
+T = TypeVar("T")
+DEFINE: dict[type, Any] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
+
+class Flags:
+    """The flags of one command.
+
+    Args:
+        command: its name, for the help text.
+        about: one line that says what it does.
+        kinds: dataclasses whose fields with a help become flags.
+    """
+
+    def __init__(self, command: str, about: str, kinds: Sequence[type] = ()) -> None:
+        self.command, self.about = command, about
+        self.values = flags.FlagValues()
+        self.required: list[str] = []
+        for kind in kinds:
+            for field in dataclasses.fields(kind):
+                if "help" in field.metadata:
+                    self.add(field.name, field.default, field.metadata["help"], field.metadata["choices"])
+        self.add("help", False, "Show this.")
+
+    def add(self, name: str, default: Any, help: str, choices: Sequence[str] | None = None) -> None:
+        """Define a flag; its type is that of `default`."""
+        if choices:
+            flags.DEFINE_enum(name, default, list(choices), help, flag_values=self.values)
+        else:
+            DEFINE[type(default)](name, default, help, flag_values=self.values)
+
+    def require(self, name: str, help: str) -> None:
+        """Define a string flag that must be given."""
+        self.add(name, "", f"{help} Required.")
+        self.required.append(name)
+
+    def parse(self, argv: Sequence[str]) -> bool:
+        """Read the command line; False means that help was asked for and shown.
+
+        Raises:
+            ConfigError: an unknown flag, a value of the wrong kind, a missing flag, or a bad flag file.
+        """
+        try:
+            rest = self.values([self.command, *argv])[1:]
+        except flags.Error as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+        except (OSError, RecursionError) as error:
+            raise ConfigError(f"flag file: {error}") from error
+        if self["help"]:
+            print(self.usage())
+            return False
+        if rest:
+            raise ConfigError(f"unexpected {rest[0]!r}; values are given as --name=value")
+        missing = [f"--{name}" for name in self.required if not self[name]]
+        if missing:
+            raise ConfigError(f"{', '.join(missing)} must be given")
+        return True
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name].value
+
+    def given(self, name: str) -> bool:
+        """Was the flag set on the command line or in a flag file?"""
+        return bool(self.values[name].present)
+
+    def config(self, kind: type[T], **extra: Any) -> T:
+        """Build a dataclass from its flags.
+
+        Raises:
+            ConfigError: a value is out of its range.
+        """
+        names = [f.name for f in dataclasses.fields(kind) if "help" in f.metadata]  # type: ignore[arg-type]
+        return from_dict(kind, {name: self[name] for name in names} | extra)
+
+    def resolved(self, leave_out: Sequence[str] = ()) -> str:
+        """All flags with their values, in the form that `--flagfile` reads; strings must hold no newline."""
+        lines = []
+        for name in sorted(self.values):
+            if name not in ("help", *leave_out):
+                value = self[name]
+                lines.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+        return "\n".join(lines) + "\n"
+
+    def usage(self) -> str:
+        """The help text: every flag with its default."""
+        lines = [f"keras-bert {self.command}: {self.about}", ""]
+        for name in sorted(self.values):
+            flag = self.values[name]
+            choices = getattr(flag.parser, "enum_values", None)
+            lines.append(f"  --{name}" + (f"={'|'.join(choices)}" if choices else ""))
+            default = "" if name in (*self.required, "help") else f" [{flag.default!r}]"
+            lines.append(f"      {flag.help}{default}")
+        lines.append("  --flagfile=FILE")
+        lines.append("      Read flags from a file, one --name=value a line; later ones win.")
+        return "\n".join(lines)
+
+
+def note(line: str) -> None:
+    """A line for the person at the terminal, on standard error."""
+    print(line, file=sys.stderr, flush=True)

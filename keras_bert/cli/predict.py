@@ -1,0 +1,85 @@
+"""`keras-bert predict`: a file of texts in, a csv of labels out.
+
+The output has the input's id column, where there is one, and the label under the name and with the values it
+had in training, so that it is a Kaggle submission as it stands.
+"""
+
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from keras_bert.checkpoints import open_checkpoint, write_atomic
+from keras_bert.cli.flags import Flags, note
+from keras_bert.data import Rows, read
+from keras_bert.errors import CheckpointError, ConfigError
+
+
+def define() -> Flags:
+    """The flags of the command."""
+    flags = Flags("predict", "label the rows of a file")
+    flags.require("model_dir", "Directory of a `keras-bert finetune` run.")
+    flags.require("input_file", "Texts: csv, tsv or jsonl with the text column(s) of training.")
+    flags.require("output_file", "The csv to write; an existing one is replaced.")
+    flags.add("probabilities", False, "Also write a column of scores for every label.")
+    flags.add("predict_batch_size", 64, "Rows per step.")
+    return flags
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; see the module's docstring."""
+    flags = define()
+    if not flags.parse(argv):
+        return 0
+    output = Path(flags["output_file"])
+    if flags["predict_batch_size"] < 1:
+        raise ConfigError(f"--predict_batch_size must be at least 1, got {flags['predict_batch_size']}")
+    if output.is_dir() or not output.parent.is_dir():
+        raise ConfigError(f"--output_file {output}: must be a file in a directory that exists")
+    checkpoint = open_checkpoint(flags["model_dir"])
+    data = checkpoint.data
+    if data is None:
+        raise CheckpointError(f"{checkpoint.path}: is a pretrained checkpoint; run `keras-bert finetune` first")
+    rows = read(flags["input_file"], [c for c in (data.text_column, data.text_pair_column) if c])
+    if output.exists() and any(output.samefile(f) for f in set(rows.files)):
+        raise ConfigError(f"--output_file {output}: is also the input; name another file")
+    ids = rows.columns.get(data.id_column)
+    if ids and len(set(ids)) < len(ids):
+        twice = next(i for i, value in enumerate(ids) if value in ids[:i])
+        note(f"warning: {rows.where(twice)}: the {data.id_column} {ids[twice]!r} is there more than once")
+
+    from keras_bert.bert import Bert
+
+    bert = Bert.load(checkpoint.path)
+    pairs = rows[data.text_pair_column] if data.text_pair_column else None
+    answers = bert.predict(rows[data.text_column], pairs, flags["predict_batch_size"], sys.stderr)
+    write_atomic(output, as_csv(rows, answers, bert, flags["probabilities"]))
+    cut = sum(a["truncated"] for a in answers)
+    if cut:
+        length = bert.text.config.max_seq_length
+        note(f"warning: {cut} of {len(answers)} texts were longer than {length} tokens and were cut")
+    note(f"wrote {len(answers)} rows to {output}")
+    return 0
+
+
+def as_csv(rows: Rows, answers: list[dict[str, Any]], bert: Any, probabilities: bool) -> str:
+    """The output file: id, label, and the scores if they are asked for."""
+    data, labels = bert.data, bert.labels
+    with_id = data.id_column in rows.columns
+    header = [data.id_column] * with_id + [data.label_column]
+    header += [f"score_{label}" for label in labels] * probabilities
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for i, answer in enumerate(answers):
+        row = [rows[data.id_column][i]] * with_id + [value_of(answer)]
+        writer.writerow(row + [answer["scores"][label] for label in labels] * probabilities)
+    return out.getvalue()
+
+
+def value_of(answer: dict[str, Any]) -> Any:
+    """What goes into the label column: a label, a comma list of labels, or a number."""
+    if "labels" in answer:
+        return ",".join(answer["labels"])
+    return answer.get("label", answer.get("score"))

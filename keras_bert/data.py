@@ -1,0 +1,402 @@
+"""Rows of text from files (csv, tsv, jsonl), checked, and batches of them by length.
+
+Files are read and checked whole before any long work. A row is never dropped or repaired in silence: it is
+used as it is written, or the command stops with the file, the line and the value.
+
+Rules: the first line names the columns. `.csv` is RFC 4180 (quoted fields may hold commas and line breaks);
+in `.tsv` a quote is a character like any other, as in GLUE. `.jsonl` holds one object a line. Files are
+UTF-8; a byte order mark and CR LF line ends are accepted. An empty text is a text. Labels are compared as
+they are written: "1" and "1.0" are not the same, and a column that mixes them is refused.
+"""
+
+import csv
+import glob
+import io
+import json
+import os
+import random
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_bert.config import DataConfig
+from keras_bert.errors import DataError
+
+csv.field_size_limit(2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table of strings: `columns[name][i]`, and where row i was read: `files[i]`, `lines[i]` from 1."""
+
+    columns: dict[str, list[str]]
+    files: list[str]
+    lines: list[int]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, name: str) -> list[str]:
+        return self.columns[name]
+
+    def where(self, i: int) -> str:
+        """`train.csv, line 17` of row `i`."""
+        return f"{self.files[i]}, line {self.lines[i]}"
+
+    def take(self, indices: Iterable[int]) -> "Rows":
+        """The rows of `indices`, in that order."""
+        indices = list(indices)
+        columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
+        return Rows(columns, [self.files[i] for i in indices], [self.lines[i] for i in indices])
+
+
+def read(pattern: str | Path, columns: Sequence[str] = ()) -> Rows:
+    """Read one file, or several given as a comma list or a glob; all must have the same columns.
+
+    Args:
+        pattern: paths ending in .csv, .tsv, .jsonl (or .txt, read as .tsv).
+        columns: names that must be there.
+
+    Raises:
+        DataError: nothing matches, a file cannot be read, is not a regular file, changes while it is read,
+            is not UTF-8, has no rows, lacks a column, or has a row that does not fit its header.
+    """
+    tables = [_read_file(path, columns) for path in find(pattern)]
+    names = list(tables[0].columns)
+    for table in tables[1:]:
+        if set(table.columns) != set(names):
+            raise DataError(
+                f"{table.files[0]}: columns {list(table.columns)} differ from {names} of {tables[0].files[0]}"
+            )
+    merged = {name: [value for t in tables for value in t.columns[name]] for name in names}
+    return Rows(merged, [f for t in tables for f in t.files], [n for t in tables for n in t.lines])
+
+
+def find(pattern: str | Path) -> list[str]:
+    """The files of a comma list of paths and globs, each glob sorted.
+
+    Raises:
+        DataError: a part matches nothing.
+    """
+    found: list[str] = []
+    for part in str(pattern).split(","):
+        matches = sorted(glob.glob(part)) if glob.has_magic(part) and not os.path.exists(part) else [part]
+        if not matches:
+            raise DataError(f"{part}: matches no file")
+        found += matches
+    return found
+
+
+def _read_file(path: str, wanted: Sequence[str]) -> Rows:
+    content = _read_text(path)
+    suffix = Path(path).suffix.lower()
+    readers = {".csv": _csv, ".tsv": _tsv, ".txt": _tsv, ".jsonl": _jsonl}
+    if suffix not in readers:
+        raise DataError(f"{path}: unknown kind of file {suffix!r}; known are {', '.join(readers)}")
+    header, rows, lines = readers[suffix](content, path)
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}, line 1: the header names {twice} more than once")
+    missing = [name for name in wanted if name not in header]
+    if missing:
+        raise DataError(f"{path}, line 1: has no column {', '.join(missing)}; its columns are {', '.join(header)}")
+    if not rows:
+        raise DataError(f"{path}: has a header but no rows" if header else f"{path}: is empty")
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    return Rows(columns, [path] * len(rows), lines)
+
+
+def _read_text(path: str) -> str:
+    try:
+        before = os.stat(path)
+        if stat.S_ISDIR(before.st_mode):
+            raise DataError(f"{path}: is a directory; name a file, or a glob such as {os.path.join(path, '*.csv')}")
+        if not stat.S_ISREG(before.st_mode):
+            raise DataError(f"{path}: is not a regular file; write the data to a file first")
+        with open(path, "rb") as file:
+            data = file.read()
+        after = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
+        raise DataError(f"{path}: changed while it was read; wait until it is written, then start again")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}: byte {data[error.start]:#04x} is not UTF-8; "
+            "save the file as UTF-8 (it may be Latin-1 or Windows-1252 now)"
+        ) from error
+
+
+def _csv(content: str, path: str) -> tuple[list[str], list[list[str]], list[int]]:
+    return _delimited(csv.reader(io.StringIO(content, newline=""), strict=True), path)
+
+
+def _tsv(content: str, path: str) -> tuple[list[str], list[list[str]], list[int]]:
+    reader = csv.reader(
+        io.StringIO(content, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, strict=True
+    )
+    return _delimited(reader, path)
+
+
+def _delimited(reader: Any, path: str) -> tuple[list[str], list[list[str]], list[int]]:
+    header: list[str] = []
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    start = 1
+    try:
+        for row in reader:
+            first, start = start, reader.line_num + 1
+            if not header:
+                header = row
+            elif row:  # a blank line is no row
+                if len(row) != len(header):
+                    raise DataError(f"{path}, line {first}: {len(row)} fields where the header has {len(header)}")
+                rows.append(row)
+                lines.append(first)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {start}: {error}; check the quotes from here on") from error
+    return header, rows, lines
+
+
+def _jsonl(content: str, path: str) -> tuple[list[str], list[list[str]], list[int]]:
+    header: list[str] = []
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: not valid JSON ({error})") from error
+        if not isinstance(item, dict):
+            raise DataError(f"{path}, line {number}: holds a {type(item).__name__}, not an object")
+        header = header or list(item)
+        if set(item) != set(header):
+            raise DataError(f"{path}, line {number}: keys {list(item)} differ from {header} of the first row")
+        rows.append([_as_text(item[name]) for name in header])
+        lines.append(number)
+    return header, rows, lines
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(_as_text(v) for v in value)
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# === Labels ===
+
+
+def find_labels(rows: Rows, column: str) -> tuple[str, ...]:
+    """The label values of a column, whole numbers in their order, others in alphabetical order.
+
+    Raises:
+        DataError: a label is missing, there is only one, or one number is written in two ways.
+    """
+    first: dict[str, int] = {}
+    for i, value in enumerate(rows[column]):
+        if not value.strip():
+            raise DataError(f"{rows.where(i)}: no {column}; every training row needs a label")
+        first.setdefault(value, i)
+    if len(first) == 1:
+        raise DataError(f"{rows.files[0]}: all {len(rows)} rows have the {column} {rows[column][0]!r}; need two")
+    numbers: dict[float, str] = {}
+    for value, i in first.items():
+        number = _number(value)
+        if number is None:
+            continue
+        other = numbers.setdefault(number, value)
+        if other != value:
+            raise DataError(f"{rows.where(i)}: {column} {value!r} is {other!r} written another way; use one of them")
+    if len(numbers) == len(first) and len(first) > 50 and len(first) > len(rows) // 2:
+        raise DataError(f"{rows.files[0]}: {column} has {len(first)} different numbers; use --task=regress for these")
+    if len(numbers) == len(first):
+        return tuple(sorted(first, key=float))
+    return tuple(sorted(first))
+
+
+def find_multilabels(rows: Rows, column: str) -> tuple[str, ...]:
+    """The labels of a column that holds comma lists, in alphabetical order."""
+    labels = sorted({label for value in rows[column] for label in split_labels(value)})
+    if not labels:
+        raise DataError(f"{rows.files[0]}: no row has a {column}; expected comma lists such as 'fire,flood'")
+    return tuple(labels)
+
+
+def split_labels(value: str) -> list[str]:
+    """`"fire, flood"` -> `["fire", "flood"]`; an empty string has no labels."""
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def encode_labels(rows: Rows, column: str, task: str, labels: Sequence[str]) -> np.ndarray:
+    """Labels as numbers: int32 `[rows]` (classify), float32 `[rows, n]` (multilabel), float32 `[rows]` (regress).
+
+    Raises:
+        DataError: a value that is missing, is not among `labels`, or is not a number.
+    """
+    ids = {label: i for i, label in enumerate(labels)}
+    encoded: list[Any] = []
+    for i, value in enumerate(rows[column]):
+        if task == "regress":
+            number = _number(value)
+            if number is None or not np.isfinite(number):
+                raise DataError(f"{rows.where(i)}: {column} {value!r} is not a number")
+            encoded.append(number)
+            continue
+        names = split_labels(value) if task == "multilabel" else [value]
+        for name in names:
+            if name not in ids:
+                raise DataError(
+                    f"{rows.where(i)}: {column} {name!r} is not among the labels {_some(labels)} of training"
+                )
+        if task == "multilabel":
+            chosen = np.zeros(len(labels), np.float32)
+            chosen[[ids[name] for name in names]] = 1
+            encoded.append(chosen)
+        else:
+            encoded.append(ids[value])
+    return np.array(encoded, np.int32 if task == "classify" else np.float32)
+
+
+def _number(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _some(names: Sequence[str], limit: int = 10) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return repr(list(names[:limit])) + more
+
+
+# === Splits and batches ===
+
+
+def split(groups: Sequence[str], strata: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split rows into train and held-out indices, stratified, with equal `groups` on the same side.
+
+    Args:
+        groups: rows that must stay together have equal values (duplicate texts).
+        strata: the label of each row; each label gives about `share` of its rows (a group counts as its
+            first row's label).
+        share: part of the rows to hold out, in (0, 1).
+        seed: of the shuffle.
+
+    Returns:
+        Two sorted index lists that cover all rows.
+    """
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    by_stratum: dict[str, list[list[int]]] = {}
+    for rows in members.values():
+        by_stratum.setdefault(strata[rows[0]], []).append(rows)
+    held: set[int] = set()
+    for name in sorted(by_stratum):
+        bags = by_stratum[name]
+        random.Random(f"{seed}/{name}").shuffle(bags)
+        wanted, taken = round(share * sum(len(b) for b in bags)), 0
+        for bag in bags:
+            if taken + len(bag) <= wanted:
+                held.update(bag)
+                taken += len(bag)
+    return [i for i in range(len(groups)) if i not in held], sorted(held)
+
+
+def hold_out(rows: Rows, data: DataConfig, task: str, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to evaluate on: stratified by label, equal texts on one side.
+
+    Raises:
+        DataError: there are too few rows for both.
+    """
+    columns = [c for c in (data.text_column, data.text_pair_column) if c]
+    groups = ["\0".join(rows[c][i].strip().casefold() for c in columns) for i in range(len(rows))]
+    strata = rows[data.label_column] if task == "classify" else [""] * len(rows)
+    kept, held = split(groups, strata, share, seed)
+    if not held or not kept:
+        raise DataError(
+            f"{rows.files[0]}: {len(rows)} rows are too few to hold out {share:.0%} of them for evaluation; "
+            "give an evaluation file"
+        )
+    return kept, held
+
+
+def batches_by_length(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The order of one training epoch: index arrays of at most `batch_size`, rows of like length together.
+
+    Rows are shuffled, sorted by length inside pools of 64 batches, cut, and the batches shuffled, so a batch
+    holds little padding and the order is still random. The same `(seed, epoch)` gives the same order.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(len(lengths))
+    pool = 64 * batch_size
+    batches = []
+    for start in range(0, len(order), pool):
+        part = order[start : start + pool]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def batches_in_order(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """The order of an evaluation: rows from long to short, so memory trouble shows at once."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+# === Examples for TensorFlow ===
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts with their encoded labels, as training and evaluation take them.
+
+    `texts` and `pairs` are lists of n strings (`pairs` None for single texts); `labels` is what
+    `encode_labels` gives, or None.
+    """
+
+    texts: list[str]
+    pairs: list[str] | None = None
+    labels: Any = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def lengths(examples: Examples, text: Any, chunk: int = 1024) -> np.ndarray:
+    """Tokens of each row after cutting, int32 `[n]`; `text` is a `text.Text`."""
+    counts = [
+        text.count(examples.texts[i : i + chunk], examples.pairs and examples.pairs[i : i + chunk])
+        for i in range(0, len(examples), chunk)
+    ]
+    return np.concatenate(counts) if counts else np.zeros(0, np.int32)
+
+
+def dataset(examples: Examples, text: Any, batches: list[np.ndarray]) -> Any:
+    """A `tf.data.Dataset` of `(features, labels, indices)`, one element for each index array in `batches`.
+
+    `features` is what `text` makes of the strings, padded to the longest row of its batch; `indices` int32
+    `[b]` tells which rows these are. An empty index array gives an empty batch.
+    """
+    import tensorflow as tf
+
+    texts = tf.constant([t.encode("utf-8", "surrogatepass") for t in examples.texts], tf.string)
+    pairs = None if examples.pairs is None else tf.constant(examples.pairs, tf.string)
+    labels = tf.zeros([len(examples)]) if examples.labels is None else tf.constant(examples.labels)
+    flat = np.concatenate([*batches, np.zeros(0, np.int64)]).astype(np.int32)
+    ragged = tf.RaggedTensor.from_row_lengths(flat, [len(b) for b in batches])
+
+    def element(indices: Any) -> Any:
+        second = None if pairs is None else tf.gather(pairs, indices)
+        return text(tf.gather(texts, indices), second), tf.gather(labels, indices), indices
+
+    return tf.data.Dataset.from_tensor_slices(ragged).map(element).prefetch(4)

@@ -1,0 +1,290 @@
+"""The encoder: token ids in, hidden states out. The whole of BERT's arithmetic is in this file.
+
+Shapes, here and everywhere: B batch, T target length, S source length, N heads, H head size, D hidden size,
+F feed-forward size, V vocabulary, L layers, R = B * T rows.
+
+Dense layers work on rows `[R, D]`, attention on `[B, N, T, H]`; `Rows` knows both shapes, and blocks do not
+care how the one became the other. Everything is `keras.ops`, so it runs on TensorFlow, JAX and PyTorch.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_bert import kernels
+from keras_bert.config import FEATURES, EncoderConfig, choose, from_dict, to_dict
+from keras_bert.errors import ConfigError
+from keras_bert.masks import MASKS, attention_mask
+from keras_bert.positions import POSITIONS, Positions
+
+Tensor = Any
+TAPS = ("embedded", "layers", "attentions", "sequence")
+
+
+class Rows:
+    """The two shapes of one batch: `[B, T, ...]` and rows `[R, ...]`."""
+
+    def __init__(self, token_ids: Tensor) -> None:
+        self.batch, self.length = ops.shape(token_ids)[0], ops.shape(token_ids)[1]
+
+    def to_rows(self, x: Tensor) -> Tensor:
+        """`[B, T, D]` -> `[R, D]`."""
+        return ops.reshape(x, (-1, x.shape[-1]))
+
+    def to_batch(self, x: Tensor) -> Tensor:
+        """`[R, D]` -> `[B, T, D]`."""
+        return ops.reshape(x, (self.batch, self.length, x.shape[-1]))
+
+
+def dense(config: EncoderConfig, units: int, name: str, dtype: Any, activation: Any = None) -> keras.layers.Dense:
+    """A dense layer with BERT's initial weights: truncated normal kernel, zero bias."""
+    initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+    return keras.layers.Dense(units, activation=activation, kernel_initializer=initializer, name=name, dtype=dtype)
+
+
+class LayerNorm(keras.layers.Layer):
+    """Layer normalisation over the last axis (Ba et al. 2016), with statistics in float32."""
+
+    def __init__(self, epsilon: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape: Any) -> None:
+        self.gamma = self.add_weight(name="gamma", shape=(input_shape[-1],), initializer="ones")
+        self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer="zeros")
+
+    def call(self, x: Tensor) -> Tensor:
+        return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon)
+
+
+class Table(keras.layers.Layer):
+    """An embedding table `[rows, D]`: ids int `[...]` -> vectors `[..., D]`."""
+
+    def __init__(self, config: EncoderConfig, rows: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config, self.rows = config, rows
+
+    def build(self, input_shape: Any = None) -> None:
+        initializer = keras.initializers.TruncatedNormal(stddev=self.config.initializer_range)
+        shape = (self.rows, self.config.hidden_dim)
+        self.embeddings = self.add_weight(name="embeddings", shape=shape, initializer=initializer)
+
+    def call(self, ids: Tensor) -> Tensor:
+        return ops.cast(ops.take(self.embeddings, ids, axis=0), self.compute_dtype)
+
+
+class Attention(keras.layers.Layer):
+    """Multi-head self-attention (Vaswani et al. 2017): rows `[R, D]` -> rows `[R, D]`."""
+
+    def __init__(self, config: EncoderConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        policy = self.dtype_policy
+        self.query = dense(config, config.hidden_dim, "query", policy)
+        self.key = dense(config, config.hidden_dim, "key", policy)
+        self.value = dense(config, config.hidden_dim, "value", policy)
+        self.output_dense = dense(config, config.hidden_dim, "output", policy)
+        self.dropout = keras.layers.Dropout(config.attention_dropout, dtype=policy)
+
+    def build(self, x_shape: Any = None) -> None:
+        for layer in (self.query, self.key, self.value, self.output_dense):
+            layer.build((None, self.config.hidden_dim))
+
+    def heads(self, x: Tensor, rows: Rows) -> Tensor:
+        """`[R, D]` -> `[B, N, T, H]`."""
+        num_heads = self.config.num_heads
+        shape = (rows.batch, rows.length, num_heads, self.config.hidden_dim // num_heads)
+        return ops.transpose(ops.reshape(x, shape), (0, 2, 1, 3))
+
+    def call(
+        self,
+        x: Tensor,
+        rows: Rows,
+        visible: Tensor,
+        where: Positions,
+        positions: Tensor,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the new rows `[R, D]` and the probabilities `[B, N, T, S]`."""
+        query, key, value = (self.heads(f(x), rows) for f in (self.query, self.key, self.value))
+        query, key = where.rotate(query, key, positions)
+        scale = 1.0 / math.sqrt(self.config.hidden_dim // self.config.num_heads)
+        scores = ops.matmul(query * ops.cast(scale, query.dtype), ops.transpose(key, (0, 1, 3, 2)))
+        scores = where.scores(scores, query, positions)
+        probabilities = kernels.masked_softmax(scores, visible)
+        dropped = self.dropout(probabilities, training=training)
+        context = where.values(ops.matmul(dropped, value), dropped, positions)  # [B, N, T, H]
+        context = ops.reshape(ops.transpose(context, (0, 2, 1, 3)), (-1, self.config.hidden_dim))
+        return self.output_dense(context), probabilities
+
+
+class FeedForward(keras.layers.Layer):
+    """Two dense layers with the activation between: rows `[R, D]` -> `[R, F]` -> `[R, D]`."""
+
+    def __init__(self, config: EncoderConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        act = kernels.activation(config.activation)
+        self.inner = dense(config, config.intermediate_dim, "inner", self.dtype_policy, act)
+        self.outer = dense(config, config.hidden_dim, "outer", self.dtype_policy)
+
+    def build(self, x_shape: Any = None) -> None:
+        self.inner.build((None, self.config.hidden_dim))
+        self.outer.build((None, self.config.intermediate_dim))
+
+    def call(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x))
+
+
+class Block(keras.layers.Layer):
+    """One post-norm layer of the encoder: attention, add, norm, feed-forward, add, norm."""
+
+    def __init__(self, config: EncoderConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        policy = self.dtype_policy
+        self.attention = Attention(config, name="attention", dtype=policy)
+        self.attention_norm = LayerNorm(config.layer_norm_epsilon, name="attention_norm", dtype=policy)
+        self.feed_forward = FeedForward(config, name="feed_forward", dtype=policy)
+        self.feed_forward_norm = LayerNorm(config.layer_norm_epsilon, name="feed_forward_norm", dtype=policy)
+        self.dropout = keras.layers.Dropout(config.hidden_dropout, dtype=policy)
+
+    def build(self, x_shape: Any = None) -> None:
+        self.attention.build()
+        self.attention_norm.build((None, self.config.hidden_dim))
+        self.feed_forward.build()
+        self.feed_forward_norm.build((None, self.config.hidden_dim))
+
+    def call(
+        self,
+        x: Tensor,
+        rows: Rows,
+        visible: Tensor,
+        where: Positions,
+        positions: Tensor,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Rows `[R, D]` -> rows `[R, D]` and the attention probabilities `[B, N, T, S]`."""
+        attended, probabilities = self.attention(
+            x, rows=rows, visible=visible, where=where, positions=positions, training=training
+        )
+        x = self.attention_norm(x + self.dropout(attended, training=training))
+        x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x), training=training))
+        return x, probabilities
+
+
+class Encoder(keras.Model):
+    """BERT (Devlin et al. 2019): `encoder(features)["sequence"]` is `[B, T, D]`.
+
+    `features` is a dict with the keys of `config.FEATURES`, or `token_ids` alone. Absent ones take their
+    defaults: segments 0, mask `token_ids != pad_token_id`, positions 0, 1, 2, ...
+
+    Args:
+        config: an `EncoderConfig`; `SIZES["base"]` and its neighbours are ready-made.
+        dtype: "float32", "mixed_bfloat16" or "mixed_float16".
+
+    Call arguments:
+        features: int or bool tensors `[B, T]`.
+        taps: what to return, of "embedded" `[B, T, D]`, "layers" (a list of L `[B, T, D]`), "attentions" (a
+            list of L `[B, N, T, S]`) and "sequence" (the last layer). Only what is asked for is kept.
+
+    Example:
+        encoder = Encoder(SIZES["mini"])
+        hidden = encoder([[101, 7592, 102]])["sequence"]
+
+    Raises:
+        ConfigError: an unknown feature, tap, mask, activation or kind of positions; or a sequence longer
+            than `max_positions` where its length is known.
+    """
+
+    def __init__(self, config: EncoderConfig, dtype: Any = None, name: str = "encoder", **kwargs: Any) -> None:
+        super().__init__(dtype=dtype, name=name, **kwargs)
+        self.config = config
+        policy = self.dtype_policy
+        self.rule = choose(MASKS, config.attention_mask, "attention mask")
+
+        # === Layers ===
+        self.tokens = Table(config, config.vocab_size, name="tokens", dtype=policy)
+        self.segments = Table(config, config.num_segments, name="segments", dtype=policy)
+        self.where = choose(POSITIONS, config.positions, "kind of positions")(config, name="positions", dtype=policy)
+        self.norm = LayerNorm(config.layer_norm_epsilon, name="norm", dtype=policy)
+        self.dropout = keras.layers.Dropout(config.hidden_dropout, dtype=policy)
+        self.blocks = [Block(config, name=f"block_{i}", dtype=policy) for i in range(config.num_layers)]
+
+        # === Weights ===
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        for layer in (self.tokens, self.segments, self.where):
+            layer.build(None)
+        self.norm.build((None, self.config.hidden_dim))
+        for block in self.blocks:
+            block.build()
+        self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        return {"config": to_dict(self.config), "dtype": self.dtype_policy.name, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Encoder":
+        return cls(from_dict(EncoderConfig, config["config"]), dtype=config["dtype"], name=config["name"])
+
+    def complete(self, features: Any) -> dict[str, Tensor]:
+        """`features` with every default filled in."""
+        given = features if isinstance(features, dict) else {"token_ids": features}
+        unknown = sorted(set(given) - set(FEATURES))
+        if unknown or "token_ids" not in given:
+            raise ConfigError(f"features are {FEATURES}, token_ids required; got {sorted(given)}")
+        full = {name: ops.convert_to_tensor(value) for name, value in given.items()}
+        token_ids = full["token_ids"]
+        length = token_ids.shape[1]
+        if length is not None and self.config.positions == "absolute" and length > self.config.max_positions:
+            raise ConfigError(f"{length} tokens in a row, but the model has {self.config.max_positions} positions")
+        full.setdefault("segment_ids", ops.zeros_like(token_ids))
+        full.setdefault("padding_mask", ops.not_equal(token_ids, self.config.pad_token_id))
+        full.setdefault("positions", ops.expand_dims(ops.arange(ops.shape(token_ids)[1], dtype="int32"), 0))
+        return full
+
+    def embed(self, features: Any, training: bool = False) -> Tensor:
+        """The embeddings `[B, T, D]`: sum of token, segment and position rows, normalised."""
+        features = self.complete(features)
+        x = self.tokens(features["token_ids"]) + self.segments(features["segment_ids"])
+        return self.dropout(self.norm(self.where.embed(x, features["positions"])), training=training)
+
+    def contextualise(
+        self,
+        embedded: Tensor,
+        features: Any,
+        taps: Sequence[str] = ("sequence",),
+        training: bool = False,
+    ) -> dict[str, Any]:
+        """Run the blocks over embeddings `[B, T, D]`; returns the taps asked for."""
+        unknown = sorted(set(taps) - set(TAPS))
+        if unknown:
+            raise ConfigError(f"unknown taps {unknown}; choose of {TAPS}")
+        features = self.complete(features)
+        shared = {
+            "rows": (rows := Rows(features["token_ids"])),
+            "visible": attention_mask(self.rule, features),
+            "where": self.where,
+            "positions": features["positions"],
+        }
+        out: dict[str, Any] = {name: [] for name in ("layers", "attentions") if name in taps}
+        x = rows.to_rows(embedded)
+        for block in self.blocks:
+            x, probabilities = block(x, **shared, training=training)
+            if "layers" in taps:
+                out["layers"].append(rows.to_batch(x))
+            if "attentions" in taps:
+                out["attentions"].append(probabilities)
+        if "embedded" in taps:
+            out["embedded"] = embedded
+        if "sequence" in taps:
+            out["sequence"] = rows.to_batch(x)
+        return out
+
+    def call(self, features: Any, taps: Sequence[str] = ("sequence",), training: bool = False) -> dict[str, Any]:
+        return self.contextualise(self.embed(features, training), features, taps, training)

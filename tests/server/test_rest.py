@@ -1,0 +1,458 @@
+"""The stand-in server in a process of its own, spoken to over real HTTP."""
+
+import gzip
+import importlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from typing import NamedTuple
+
+import pytest
+
+import keras_bert.server
+from keras_bert.errors import CheckpointError, ConfigError
+
+SERVE = "import sys, json; from keras_bert.server import serve; serve(json.loads(sys.argv[1]), port=0)"
+
+
+def save_half_plus_two(directory):
+    import tensorflow as tf
+
+    class HalfPlusTwo(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+        def half_plus_two(self, x):
+            return {"y": 0.5 * x + 2.0}
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+        def below_ten(self, x):
+            tf.debugging.assert_less(x, 10.0, message="x must be below 10")
+            return {"y": tf.identity(x)}
+
+    module = HalfPlusTwo()
+    signatures = {"serving_default": module.half_plus_two, "below_ten": module.below_ten}
+    tf.saved_model.save(module, str(directory), signatures=signatures)
+
+
+def save_pairs(directory):
+    import tensorflow as tf
+
+    text = tf.TensorSpec([None], tf.string, name="text")
+    other = tf.TensorSpec([None], tf.string, name="other")
+
+    class Pairs(tf.Module):
+        @tf.function(input_signature=[text, other])
+        def compare(self, text, other):
+            joined = tf.strings.join([text, other], "|")
+            return {
+                "joined": joined,
+                "joined_bytes": joined,
+                "lengths": tf.stack([tf.strings.length(text), tf.strings.length(other)], axis=1),
+                "same": text == other,
+            }
+
+        @tf.function(input_signature=[text])
+        def constant(self, text):
+            return {"text": text, "labels": tf.constant(["no", "yes", "maybe"])}
+
+    module = Pairs()
+    signatures = {"serving_default": module.compare, "constant": module.constant}
+    tf.saved_model.save(module, str(directory), signatures=signatures)
+
+
+class Server(NamedTuple):
+    port: int
+    lines: list[str]
+    process: subprocess.Popen
+
+    def send(self, method, path, body=None, headers=None):
+        """The status, the content type and the body of the answer to one request."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(url, data=body, method=method, headers=headers or {})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.headers["Content-Type"], answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers["Content-Type"], error.read()
+
+    def get(self, path):
+        status, content_type, body = self.send("GET", path)
+        assert (status, content_type) == (200, "application/json")
+        return json.loads(body)
+
+    def predict(self, document, path="/v1/models/half:predict", **headers):
+        status, content_type, body = self.send("POST", path, json.dumps(document).encode(), headers)
+        assert (status, content_type) == (200, "application/json"), body
+        return json.loads(body)
+
+    def refusal(self, method, path, body=None):
+        """The status and the message of a refusal."""
+        status, content_type, answer = self.send(method, path, body)
+        assert content_type == "application/json"
+        document = json.loads(answer)
+        assert document.keys() == {"error"}
+        return status, document["error"]
+
+
+@contextmanager
+def running(models):
+    """A server in its own process, which does not outlive the block."""
+    command = [sys.executable, "-c", SERVE, json.dumps(models)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            lines = [process.stdout.readline().rstrip("\n") for _ in models]
+            port = re.search(r":(\d+)/", lines[0])
+            assert port, f"no address in {lines}"
+            yield Server(int(port[1]), lines, process)
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    base = tmp_path_factory.mktemp("models")
+    save_half_plus_two(base / "half" / "123")
+    save_pairs(base / "pairs" / "0007")
+    (base / "half" / "99").mkdir()  # older: never looked at
+    (base / "half" / "tmp-124").mkdir()  # an export in progress
+    return {"half": str(base / "half"), "pairs": str(base / "pairs")}
+
+
+@pytest.fixture(scope="module")
+def server(models):
+    with running(models) as started:
+        yield started
+
+
+def test_it_says_what_it_serves_and_where(server):
+    assert server.port > 0
+    address = f"http://127.0.0.1:{server.port}/v1/models"
+    assert server.lines == [
+        f"serving half version 123 on {address}/half",
+        f"serving pairs version 7 on {address}/pairs",
+    ]
+
+
+# --- predict ---
+
+
+def test_h1_rows_of_lists(server):
+    answer = server.predict({"instances": [[1, 2], [3, 4]]})
+    assert answer == {"predictions": [[2.5, 3.0], [3.5, 4.0]]}
+
+
+def test_h2_a_version_in_the_path(server):
+    answer = server.predict({"instances": [1.0, 2.0]}, "/v1/models/half/versions/123:predict")
+    assert answer == {"predictions": [2.5, 3.0]}
+
+
+def test_h3_columns_with_a_signature_name(server):
+    answer = server.predict({"signature_name": "serving_default", "inputs": [3.0, 4.0]})
+    assert answer == {"outputs": [3.5, 4.0]}
+
+
+def test_s1_row_and_column_form_agree(server):
+    assert server.predict({"instances": [2.0, 3.0, 4.0]}) == {"predictions": [3.0, 3.5, 4.0]}
+    assert server.predict({"inputs": [2.0, 3.0, 4.0]}) == {"outputs": [3.0, 3.5, 4.0]}
+    assert server.predict({"instances": [{"x": 2.0}]}) == {"predictions": [3.0]}
+    assert server.predict({"inputs": {"x": [2.0]}}) == {"outputs": [3.0]}
+
+
+def test_an_empty_column_is_an_empty_answer(server):
+    assert server.predict({"inputs": []}) == {"outputs": []}
+
+
+def test_an_empty_batch_of_strings(server):
+    answer = server.predict({"inputs": {"text": [], "other": []}}, "/v1/models/pairs:predict")
+    assert answer == {"outputs": {"joined": [], "joined_bytes": [], "lengths": [], "same": []}}
+
+
+def test_several_outputs_in_rows(server):
+    rows = [{"text": "é", "other": "b"}, {"text": {"b64": "YWE="}, "other": "aa"}]
+    assert server.predict({"instances": rows}, "/v1/models/pairs:predict") == {
+        "predictions": [
+            {"joined": "é|b", "joined_bytes": {"b64": "w6l8Yg=="}, "lengths": [2, 1], "same": False},
+            {"joined": "aa|aa", "joined_bytes": {"b64": "YWF8YWE="}, "lengths": [2, 2], "same": True},
+        ]
+    }
+
+
+def test_several_outputs_in_columns(server):
+    columns = {"text": ["é", "aa"], "other": ["b", "aa"], "ignored": 1}
+    assert server.predict({"inputs": columns}, "/v1/models/pairs:predict") == {
+        "outputs": {
+            "joined": ["é|b", "aa|aa"],
+            "joined_bytes": [{"b64": "w6l8Yg=="}, {"b64": "YWF8YWE="}],
+            "lengths": [[2, 1], [2, 2]],
+            "same": [False, True],
+        }
+    }
+
+
+def test_an_output_that_does_not_follow_the_batch_fits_columns_only(server):
+    document = {"signature_name": "constant", "inputs": ["a", "b"]}
+    answer = server.predict(document, "/v1/models/pairs:predict")
+    assert answer == {"outputs": {"labels": ["no", "yes", "maybe"], "text": ["a", "b"]}}
+    body = json.dumps({"signature_name": "constant", "instances": ["a", "b"]}).encode()
+    status, message = server.refusal("POST", "/v1/models/pairs:predict", body)
+    assert status == 400
+    assert "inconsistent batch size" in message
+
+
+def test_paths_ignore_case_but_names_do_not(server):
+    assert server.predict({"instances": [2.0]}, "/V1/Models/half:Predict") == {"predictions": [3.0]}
+    assert server.refusal("GET", "/v1/models/HALF")[0] == 404
+
+
+def test_gzip_bodies_are_inflated(server):
+    body = gzip.compress(b'{"instances": [2.0]}')
+    headers = {"Content-Encoding": "gzip"}
+    status, _, answer = server.send("POST", "/v1/models/half:predict", body, headers)
+    assert status == 200
+    assert json.loads(answer) == {"predictions": [3.0]}
+
+
+@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b'{"instances": [2.0]}')[:-4]], ids=["other", "cut"])
+def test_broken_gzip_is_an_empty_document(server, body):
+    headers = {"Content-Encoding": "gzip"}
+    status, _, answer = server.send("POST", "/v1/models/half:predict", body, headers)
+    assert status == 400
+    assert "The document is empty" in json.loads(answer)["error"]
+
+
+def test_concurrent_requests_get_their_own_answers(server):
+    wanted = [[float(i)] * (i + 1) for i in range(10)]
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda rows: server.predict({"instances": rows}), wanted))
+    assert answers == [{"predictions": [0.5 * row + 2 for row in rows]} for rows in wanted]
+
+
+def test_one_connection_carries_several_requests(server):
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
+        for body, status in [(b"", 400), (b'{"inputs": []}', 200), (iter([b'{"inputs": ', b"[2.0]}"]), 200)]:
+            connection.request("POST", "/v1/models/half:predict", body)
+            answer = connection.getresponse()
+            assert answer.status == status
+            last = json.loads(answer.read())
+        assert last == {"outputs": [3.0]}  # the one sent in chunks
+    finally:
+        connection.close()
+
+
+def test_many_rows_in_one_request(server):
+    answer = server.predict({"instances": [[float(i)] * 20 for i in range(10_000)]})
+    assert len(answer["predictions"]) == 10_000
+    assert answer["predictions"][-1] == [0.5 * 9999 + 2] * 20
+
+
+# --- status and metadata ---
+
+
+@pytest.mark.parametrize("path", ["/v1/models/half", "/v1/models/half/versions/123", "/v1/models/h%61lf"])
+def test_h6_status(server, path):
+    assert server.get(path) == {
+        "model_version_status": [
+            {"version": "123", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+        ]
+    }
+
+
+@pytest.mark.parametrize("path", ["/v1/models/half/metadata", "/v1/models/half/versions/123/metadata"])
+def test_h7_metadata(server, path):
+    answer = server.get(path)
+    assert answer["model_spec"] == {"name": "half", "signature_name": "", "version": "123"}
+    signatures = answer["metadata"]["signature_def"]["signature_def"]
+    assert signatures.keys() == {"serving_default", "below_ten", "__saved_model_init_op"}
+    shape = {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
+    default = signatures["serving_default"]
+    assert default["inputs"] == {"x": {"dtype": "DT_FLOAT", "tensor_shape": shape, "name": "serving_default_x:0"}}
+    assert default["outputs"]["y"]["dtype"] == "DT_FLOAT"
+    assert default["outputs"]["y"]["tensor_shape"] == shape
+    assert default["method_name"] == "tensorflow/serving/predict"
+    assert default["defaults"] == {}
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/foo"),
+        ("POST", "/v1/foo"),
+        ("POST", "/v1/models"),
+        ("GET", "/v1/models/foo:predict"),
+        ("POST", "/v1/models/foo/version/50:predict"),
+        ("POST", "/v1/models/foo/versions/HELLO:regress"),
+        ("POST", "/v1/models/foo/versions/50/labels/some:regress"),
+        ("GET", "/v1/models/foo/label/some"),
+        ("POST", "/v1/models/foo/metadata"),
+        ("GET", "/v1/models/debug/model_name"),
+        ("PUT", "/v1/models/half:predict"),
+        ("DELETE", "/v1/models/half"),
+    ],
+)
+def test_h8_malformed_requests(server, method, path):
+    status, message = server.refusal(method, path, b"{}" if method != "GET" else None)
+    assert (status, message) == (400, f"Malformed request: {method} {path}")
+
+
+def test_a_model_name_is_needed(server):
+    assert server.refusal("GET", "/v1/models") == (400, "Missing model name in request.")
+
+
+def test_other_paths_have_no_handler(server):
+    assert server.send("GET", "/index.html")[0] == 404
+
+
+@pytest.mark.parametrize("version", ["18446744073709551615", "9" * 5000], ids=["uint64", "long"])
+@pytest.mark.parametrize("action", ["predict", "regress"])
+def test_h9_versions_beyond_int64(server, version, action):
+    status, message = server.refusal("POST", f"/v1/models/half/versions/{version}:{action}", b"{}")
+    assert status == 400
+    assert message.startswith("Failed to convert version: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/v1/models/foo:predict", "Servable not found for request: Latest(foo)"),
+        ("/v1/models/foo/versions/50:predict", "Servable not found for request: Specific(foo, 50)"),
+        ("/v1/models/half/versions/99:predict", "Servable not found for request: Specific(half, 99)"),
+        ("/v1/models/half99:predict", "Servable not found for request: Latest(half99)"),
+    ],
+)
+def test_h10_predict_with_an_unknown_model_or_version(server, path, message):
+    assert server.refusal("POST", path, b'{"instances": [1]}') == (404, message)
+
+
+@pytest.mark.parametrize("path", ["foo", "foo/versions/1", "half/versions/99"])
+@pytest.mark.parametrize("end", ["", "/metadata"])
+def test_h10_status_and_metadata_of_an_unknown_model_or_version(server, path, end):
+    status, message = server.refusal("GET", f"/v1/models/{path}{end}")
+    assert status == 404
+    assert path.split("/")[0] in message
+
+
+def test_h11_labels_are_unknown(server):
+    for method, path in [("GET", "/v1/models/half/labels/a"), ("POST", "/v1/models/half/labels/a:predict")]:
+        body = b"{}" if method == "POST" else None
+        assert server.refusal(method, path, body) == (400, "Unrecognized servable version label: a")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "JSON Parse error: The document is empty"),
+        (b"instances = [1, 2]", "JSON Parse error: Invalid value"),
+        (b'{"instances": ' + b"[" * 500_000, "nested too deeply"),
+        (b'{"instances": ["x", "y"]}', "not of expected type: float"),
+        (b'{"instances": [1.0, "y"]}', "Failed to process element: 1 of 'instances' list"),
+        (b'{"signature_name": 100, "instances": [1]}', "'signature_name' key must be a string value."),
+        (b'{"signature_name": "a", "instances": [1]}', 'Serving signature name: "a" not found'),
+        (b'{"instances": [1], "inputs": [1]}', "Not formatted correctly"),
+    ],
+    ids=["h12-empty", "h12-invalid", "deep", "h13", "row", "h14", "signature", "both"],
+)
+def test_h12_to_h14_bodies_that_are_no_request(server, body, message):
+    status, text = server.refusal("POST", "/v1/models/half:predict", body)
+    assert status == 400
+    assert message in text
+
+
+def test_a_failing_operation_answers_with_its_own_message(server):
+    body = json.dumps({"signature_name": "below_ten", "instances": [1.0, 20.0]}).encode()
+    status, message = server.refusal("POST", "/v1/models/half:predict", body)
+    assert status == 400
+    assert message.startswith("assertion failed: [x must be below 10]")
+    assert "\n" not in message
+    assert ".py" not in message
+    assert "[Op:" not in message
+    assert server.predict({"signature_name": "below_ten", "inputs": [1.0]}) == {"outputs": [1.0]}
+
+
+@pytest.mark.parametrize("action", ["classify", "regress"])
+def test_classify_and_regress_are_not_implemented(server, action):
+    status, message = server.refusal("POST", f"/v1/models/half:{action}", b'{"examples": [{"x": 1.0}]}')
+    assert status == 501
+    assert "not implemented" in message
+
+
+# --- starting and stopping ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_cleanly(models, number):
+    with running({"half": models["half"]}) as started:
+        assert started.predict({"instances": [2.0]}) == {"predictions": [3.0]}
+        started.process.send_signal(number)
+        rest, _ = started.process.communicate(timeout=60)
+        assert (started.process.returncode, rest) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda base: None, "no such directory"),
+        (lambda base: base.mkdir(), "no version directory in it; export the model to"),
+        (lambda base: (base / "latest").mkdir(parents=True), "no version directory in it"),
+        (lambda base: (base / "1").mkdir(parents=True), "not a loadable SavedModel"),
+    ],
+    ids=["missing", "empty", "no number", "no model"],
+)
+def test_a_base_directory_without_a_model_is_refused(tmp_path, make, message):
+    base = tmp_path / "base"
+    make(base)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        keras_bert.server.create_app({"m": str(base)})
+    assert str(base) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_saved_model_is_refused(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"\xff" * 100)
+    with pytest.raises(CheckpointError, match=r"1: not a loadable SavedModel .*; export the model again"):
+        keras_bert.server.create_app({"m": str(tmp_path)})
+
+
+def test_a_version_directory_in_place_of_the_base_is_refused(models):
+    with pytest.raises(CheckpointError, match="is a SavedModel itself; give the directory that holds it"):
+        keras_bert.server.create_app({"m": models["half"] + "/123"})
+
+
+def test_models_that_no_path_can_name_are_refused(models):
+    with pytest.raises(ConfigError, match="model name 'a/b'"):
+        keras_bert.server.create_app({"a/b": models["half"]})
+    with pytest.raises(ConfigError, match="no model to serve"):
+        keras_bert.server.create_app({})
+
+
+def test_a_port_in_use_is_refused(server, models):
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{server.port}"):
+        keras_bert.server.serve({"half": models["half"]}, port=server.port)
+
+
+@pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])
+def test_the_extra_is_named_when_it_is_not_installed(monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "keras_bert.server.rest", raising=False)
+    with pytest.raises(ConfigError, match=re.escape("pip install keras3-bert[serve]")):
+        importlib.import_module("keras_bert.server.rest")
+
+
+def test_importing_the_package_loads_no_server():
+    code = (
+        "import sys, keras_bert.server, keras_bert.server.json_tensor; "
+        "print([m for m in ('keras_bert.server.rest', 'starlette', 'uvicorn') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert run.stdout.strip() == "[]"
