@@ -193,7 +193,7 @@ class Encoder(keras.Model):
 
     Example:
         encoder = Encoder(SIZES["mini"])
-        hidden = encoder([[101, 7592, 102]])["sequence"]
+        hidden = encoder(np.array([[101, 7592, 102]]))["sequence"]
 
     Raises:
         ConfigError: an unknown feature, tap, mask, activation or kind of positions; or a sequence longer
