@@ -167,6 +167,7 @@ class TrainConfig:
             choices = f.metadata["choices"]
             value = getattr(self, f.name)
             _require(not choices or value in choices, f"{f.name} must be one of {choices}, got {value!r}")
+        _require(0 <= self.seed < 2**31, f"seed must be from 0 to {2**31 - 1}, got {self.seed}")
         _require(self.num_gpus >= -1, f"num_gpus must be -1 (all) or more, got {self.num_gpus}")
         _require(
             not (self.distribution_strategy == "mirrored" and self.num_gpus == 0),

@@ -5,8 +5,9 @@ used as it is written, or the command stops with the file, the line and the valu
 
 Rules: the first line names the columns. `.csv` is RFC 4180 (quoted fields may hold commas and line breaks);
 in `.tsv` a quote is a character like any other, as in GLUE. `.jsonl` holds one object a line. Files are
-UTF-8; a byte order mark and CR LF line ends are accepted. An empty text is a text. Labels are compared as
-they are written: "1" and "1.0" are not the same, and a column that mixes them is refused.
+UTF-8; a byte order mark and CR LF line ends are accepted. A blank line is no row, but an empty text is a
+text. Labels are compared as they are written: "1" and "1.0" are not the same, and a column that mixes them
+is refused.
 """
 
 import csv
@@ -83,7 +84,7 @@ def find(pattern: str | Path) -> list[str]:
         DataError: a part matches nothing.
     """
     found: list[str] = []
-    for part in str(pattern).split(","):
+    for part in [str(pattern)] if os.path.exists(pattern) else str(pattern).split(","):
         matches = sorted(glob.glob(part)) if glob.has_magic(part) and not os.path.exists(part) else [part]
         if not matches:
             raise DataError(f"{part}: matches no file")
@@ -98,6 +99,8 @@ def _read_file(path: str, wanted: Sequence[str]) -> Rows:
     if suffix not in readers:
         raise DataError(f"{path}: unknown kind of file {suffix!r}; known are {', '.join(readers)}")
     header, rows, lines = readers[suffix](content, path)
+    if not header:
+        raise DataError(f"{path}: is empty")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(f"{path}, line 1: the header names {twice} more than once")
@@ -105,7 +108,7 @@ def _read_file(path: str, wanted: Sequence[str]) -> Rows:
     if missing:
         raise DataError(f"{path}, line 1: has no column {', '.join(missing)}; its columns are {', '.join(header)}")
     if not rows:
-        raise DataError(f"{path}: has a header but no rows" if header else f"{path}: is empty")
+        raise DataError(f"{path}: has a header but no rows")
     columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
     return Rows(columns, [path] * len(rows), lines)
 
@@ -127,9 +130,10 @@ def _read_text(path: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        rest = error.object  # what follows the byte order mark, where there is one
+        line = rest.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}, line {line}: byte {data[error.start]:#04x} is not UTF-8; "
+            f"{path}, line {line}: byte {rest[error.start]:#04x} is not UTF-8; "
             "save the file as UTF-8 (it may be Latin-1 or Windows-1252 now)"
         ) from error
 
@@ -178,6 +182,8 @@ def _jsonl(content: str, path: str) -> tuple[list[str], list[list[str]], list[in
             raise DataError(f"{path}, line {number}: not valid JSON ({error})") from error
         if not isinstance(item, dict):
             raise DataError(f"{path}, line {number}: holds a {type(item).__name__}, not an object")
+        if not item:
+            raise DataError(f"{path}, line {number}: holds an object without keys")
         header = header or list(item)
         if set(item) != set(header):
             raise DataError(f"{path}, line {number}: keys {list(item)} differ from {header} of the first row")
@@ -247,7 +253,7 @@ def encode_labels(rows: Rows, column: str, task: str, labels: Sequence[str]) -> 
     for i, value in enumerate(rows[column]):
         if task == "regress":
             number = _number(value)
-            if number is None or not np.isfinite(number):
+            if number is None or abs(number) > float(np.finfo(np.float32).max):
                 raise DataError(f"{rows.where(i)}: {column} {value!r} is not a number")
             encoded.append(number)
             continue
@@ -263,14 +269,17 @@ def encode_labels(rows: Rows, column: str, task: str, labels: Sequence[str]) -> 
             encoded.append(chosen)
         else:
             encoded.append(ids[value])
-    return np.array(encoded, np.int32 if task == "classify" else np.float32)
+    shape = (len(encoded), len(labels)) if task == "multilabel" else (len(encoded),)
+    return np.array(encoded, np.int32 if task == "classify" else np.float32).reshape(shape)
 
 
 def _number(value: str) -> float | None:
+    """The number that `value` spells; None for words, also for nan, inf and Python's `1_000`."""
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
         return None
+    return number if np.isfinite(number) and "_" not in value else None
 
 
 def _some(names: Sequence[str], limit: int = 10) -> str:
@@ -368,6 +377,10 @@ class Examples:
     pairs: list[str] | None = None
     labels: Any = None
 
+    def __post_init__(self) -> None:
+        if self.pairs is not None and len(self.pairs) != len(self.texts):
+            raise DataError(f"{len(self.texts)} texts but {len(self.pairs)} second texts; each text needs one")
+
     def __len__(self) -> int:
         return len(self.texts)
 
@@ -389,8 +402,11 @@ def dataset(examples: Examples, text: Any, batches: list[np.ndarray]) -> Any:
     """
     import tensorflow as tf
 
-    texts = tf.constant([t.encode("utf-8", "surrogatepass") for t in examples.texts], tf.string)
-    pairs = None if examples.pairs is None else tf.constant(examples.pairs, tf.string)
+    def strings(values: list[str]) -> Any:
+        return tf.constant([v.encode("utf-8", "surrogatepass") for v in values], tf.string)
+
+    texts = strings(examples.texts)
+    pairs = None if examples.pairs is None else strings(examples.pairs)
     labels = tf.zeros([len(examples)]) if examples.labels is None else tf.constant(examples.labels)
     flat = np.concatenate([*batches, np.zeros(0, np.int64)]).astype(np.int32)
     ragged = tf.RaggedTensor.from_row_lengths(flat, [len(b) for b in batches])

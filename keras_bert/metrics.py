@@ -69,8 +69,10 @@ def regression(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's correlation; 0 where one side is constant."""
-    a = a.astype(np.float64) - a.mean()
-    b = b.astype(np.float64) - b.mean()
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if len(a) == 0 or np.ptp(a) == 0 or np.ptp(b) == 0:  # after subtracting a rounded mean it may not be 0
+        return 0.0
+    a, b = a - a.mean(), b - b.mean()
     below = np.sqrt((a * a).sum() * (b * b).sum())
     return float((a * b).sum() / below) if below else 0.0
 

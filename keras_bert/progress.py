@@ -58,7 +58,7 @@ class Progress:
         try:
             self.stream.write(line + end)
             self.stream.flush()
-        except (BrokenPipeError, ValueError):  # the reader went away; the work goes on
+        except (OSError, ValueError):  # the reader or the terminal went away; the work goes on
             self.stream = None
 
 

@@ -32,8 +32,8 @@ def assign(rules: Rules[V], paths: Iterable[str]) -> dict[str, V]:
     """`match` for every path: `{path: value}`.
 
     Raises:
-        ConfigError: a path is not covered, or a rule took no path at all (a typo in its pattern); the
-            catch-all pattern `.*` may take none.
+        ConfigError: a path is not covered, or a pattern is found in no path at all (a typo); the catch-all
+            pattern `.*` may find none.
     """
     paths = list(paths)
     chosen = {path: match(rules, path) for path in paths}

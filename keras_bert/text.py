@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_bert.config import TextConfig
-from keras_bert.errors import ConfigError
+from keras_bert.errors import ConfigError, DataError
 from keras_bert.vocabulary import check_vocabulary
 
 MAX_WORD_BYTES = 800
@@ -38,8 +38,9 @@ class Text:
     gives `[CLS] [SEP]`. Special tokens typed in a text are ordinary text.
 
     Raises:
-        DataError: the vocabulary repeats a piece or lacks a special token.
-        ConfigError: the input is not a vector of strings, or TensorFlow Text is not installed.
+        DataError: the vocabulary repeats a piece, lacks a special token, or has a piece that no text can match.
+        ConfigError: the input is not a vector of strings, there are not as many second texts as first ones, or
+            TensorFlow Text is not installed.
 
     Example:
         text = Text(read_vocabulary("vocab.txt"), TextConfig(max_seq_length=64))
@@ -59,16 +60,25 @@ class Text:
         index = check_vocabulary(self.vocabulary, "the vocabulary")
         self.cls_id, self.sep_id = index["[CLS]"], index["[SEP]"]
         self.pad_id = index.get("[PAD]", 0)
-        self._tokenizer = tensorflow_text.FastBertTokenizer(
-            self.vocabulary,
-            token_out_type=tf.int32,
-            max_bytes_per_word=MAX_WORD_BYTES,
-            lower_case_nfd_strip_accents=self.config.do_lower_case,
-        )
+        try:
+            self._tokenizer = tensorflow_text.FastBertTokenizer(
+                self.vocabulary,
+                token_out_type=tf.int32,
+                max_bytes_per_word=MAX_WORD_BYTES,
+                lower_case_nfd_strip_accents=self.config.do_lower_case,
+            )
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"the vocabulary: TensorFlow Text cannot build a tokenizer from it ({reason})") from error
 
     def tokenize(self, text: Any) -> tf.RaggedTensor:
         """Strings `[B]` -> ids of their word pieces, ragged int32 `[B, tokens]`, nothing cut or added."""
-        strings = tf.convert_to_tensor(text, tf.string)
+        if isinstance(text, list | tuple):
+            text = [t.encode("utf-8", "surrogatepass") if isinstance(t, str) else t for t in text]
+        try:
+            strings = tf.convert_to_tensor(text, tf.string)
+        except (TypeError, ValueError) as error:
+            raise ConfigError("texts must be a list or vector of strings; something in them is none") from error
         if strings.shape.rank != 1:
             raise ConfigError(
                 f"texts must be a list or vector of strings, got shape {strings.shape}; put a single text into a list"
@@ -81,7 +91,11 @@ class Text:
         return tf.minimum(features["num_tokens"], self.config.max_seq_length).numpy()
 
     def __call__(self, text: Any, text_pair: Any = None) -> dict[str, tf.Tensor]:
-        segments = [self.tokenize(t) for t in (text, text_pair) if t is not None]
+        segments = [self.tokenize(t) for t in ([text] if text_pair is None else [text, text_pair])]
+        if not segments[0].shape[:1].is_compatible_with(segments[-1].shape[:1]):
+            raise ConfigError(
+                f"{segments[0].shape[0]} texts but {segments[-1].shape[0]} second texts; each text needs one"
+            )
         room = self.config.max_seq_length - 1 - len(segments)
         lengths = [tf.cast(s.row_lengths(), tf.int32) for s in segments]
         kept = keep_lengths(lengths, room)

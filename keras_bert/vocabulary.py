@@ -59,10 +59,12 @@ def check_vocabulary(pieces: Sequence[str], name: str) -> dict[str, int]:
     """
     index: dict[str, int] = {}
     for number, piece in enumerate(pieces):
-        if not piece:
+        if not piece.strip(" \t"):  # U+2028 alone is a piece of the Chinese vocabulary
             raise DataError(f"{name}, line {number + 1}: blank; every line must hold a word piece")
         if piece in index:
             raise DataError(f"{name}, line {number + 1}: repeats {piece!r} of line {index[piece] + 1}")
+        if "\n" in piece:  # only a tokenizer.json can hold one
+            raise DataError(f"{name}, line {number + 1}: {piece!r} holds a line break; no vocab.txt could keep it")
         index[piece] = number
     missing = [token for token in SPECIAL if token not in index]
     if missing:
@@ -74,7 +76,7 @@ def _pieces_of_json(content: str, path: Path) -> list[str]:
     try:
         model = json.loads(content)["model"]
         kind, table = model.get("type", "WordPiece"), model["vocab"]
-        pieces = sorted(table, key=table.__getitem__)
+        pieces = sorted(table, key=table.__getitem__) if kind == "WordPiece" else []
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: not a tokenizer file (no model with a vocabulary: {error!r})") from error
     if kind != "WordPiece":

@@ -1,0 +1,216 @@
+"""Token rows to model rows: how much each segment keeps, which part of it, where windows begin, what is a word.
+
+Everything is core TensorFlow ops on ragged tensors, so it runs in `tf.data` and inside a SavedModel alike.
+Shapes: B texts, W windows, S segments of a row.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from keras_bert.config import choose
+
+Lengths = list[tf.Tensor]
+
+
+# === How many tokens each segment keeps: (lengths, room) -> lengths, each int32 [B] ===
+
+
+def longest_first(lengths: Lengths, room: int) -> Lengths:
+    """Drop from the longest segment, the last of equally long ones, until the row fits.
+
+    This is google-research/bert's rule for pairs, in closed form and for any number of segments: all are cut
+    to one level, and what is left of the room goes to the first segments that were cut, one token each.
+    Filling the row one token of each segment in turn (round robin) gives the same lengths.
+    """
+    stacked = tf.stack(lengths, axis=1)  # [B, S]
+    count = len(lengths)
+    ordered = tf.sort(stacked, axis=1)
+    before = tf.cumsum(ordered, axis=1, exclusive=True)
+    # If the k shortest were whole, the others would share the rest; the level is the highest such share.
+    level = tf.reduce_max((room - before) // tf.range(count, 0, -1), axis=1, keepdims=True)
+    kept = tf.minimum(stacked, level)
+    cut = tf.cast(stacked > level, tf.int32)
+    spare = room - tf.reduce_sum(kept, axis=1, keepdims=True)
+    kept += cut * tf.cast(tf.cumsum(cut, axis=1) <= spare, tf.int32)
+    return tf.unstack(kept, num=count, axis=1)
+
+
+def waterfall(lengths: Lengths, room: int) -> Lengths:
+    """The first segment keeps all it can, the next what is left, and so on."""
+    kept: Lengths = []
+    for length in lengths:
+        kept.append(tf.minimum(length, room))
+        room = room - kept[-1]
+    return kept
+
+
+SHARES: dict[str, Callable[[Lengths, int], Lengths]] = {
+    "longest_first": longest_first,
+    "round_robin": longest_first,
+    "waterfall": waterfall,
+}
+
+
+# === Which tokens of a segment are kept: (row lengths, keep) -> (head, tail), each int32 [B] ===
+
+
+def head(lengths: tf.Tensor, keep: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The first tokens."""
+    return keep, tf.zeros_like(keep)
+
+
+def tail(lengths: tf.Tensor, keep: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The last tokens."""
+    return tf.zeros_like(keep), keep
+
+
+def head_tail(lengths: tf.Tensor, keep: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """A quarter from the beginning, the rest from the end: 128 + 382 of 510 (Sun et al. 2019)."""
+    first = tf.where(lengths <= keep, keep, (keep + 2) // 4)
+    return first, keep - first
+
+
+PARTS: dict[str, Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]] = {
+    "head": head,
+    "tail": tail,
+    "head_tail": head_tail,
+}
+
+
+def cut(segment: tf.RaggedTensor, keep: tf.Tensor, part: str = "head") -> tf.RaggedTensor:
+    """`keep[i]` tokens of each row of `segment` `[B, tokens]`; `part` is a name of `PARTS`."""
+    lengths = tf.cast(segment.row_lengths(), tf.int32)
+    keep = tf.minimum(keep, lengths)
+    first, last = choose(PARTS, part, "part of a text to keep")(lengths, keep)
+    at = tf.ragged.range(lengths).flat_values
+    wanted = (at < tf.repeat(first, lengths)) | (at >= tf.repeat(lengths - last, lengths))
+    return tf.RaggedTensor.from_row_lengths(tf.boolean_mask(segment.flat_values, wanted), keep)
+
+
+# === Rows ===
+
+
+def pack(
+    segments: Sequence[tf.RaggedTensor], cls_id: int, sep_id: int, pad_id: int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """`[CLS] a [SEP] b [SEP] ...`, padded to the longest row of the batch, at least 2 wide.
+
+    Returns:
+        `token_ids` and `segment_ids` int32 `[B, T]`, `padding_mask` bool `[B, T]`. Segment ids are 0, 1, 2, ...;
+        [CLS] belongs to the first segment, each [SEP] to the one it ends, padding has 0.
+    """
+    one = tf.ones([segments[0].nrows(), 1], tf.int32)
+    ids: list[Any] = [one * cls_id]
+    lengths = []
+    for segment in segments:
+        ids += [segment, one * sep_id]
+        lengths.append(tf.cast(segment.row_lengths(), tf.int32) + 1)
+    row = tf.concat(ids, axis=1)
+    widths = tf.cast(row.row_lengths(), tf.int32)
+    longest = tf.reduce_max(tf.concat([widths, [2]], 0))  # a batch of 0 has no longest row
+    token_ids = row.to_tensor(default_value=pad_id)
+    token_ids = tf.pad(token_ids, [[0, 0], [0, longest - tf.shape(token_ids)[1]]], constant_values=pad_id)
+    column = tf.range(longest)[tf.newaxis, :]
+    padding_mask = column < widths[:, tf.newaxis]
+    ends = tf.cumsum(tf.stack(lengths, axis=1), axis=1) + 1  # [B, S], where each segment is over
+    past = column[:, :, tf.newaxis] >= ends[:, tf.newaxis, :-1]
+    segment_ids = tf.reduce_sum(tf.cast(past, tf.int32), axis=2) * tf.cast(padding_mask, tf.int32)
+    return token_ids, segment_ids, padding_mask
+
+
+# === Windows ===
+
+
+def windows(
+    segment: tf.RaggedTensor, size: tf.Tensor, stride: int, most: int
+) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
+    """Overlapping windows over the rows of `segment` `[B, tokens]`, so that long texts are read whole.
+
+    Args:
+        size: tokens of a window, int32 `[B]` or one number; at least 1.
+        stride: tokens from the start of one window to the start of the next.
+        most: windows of a row at most; what lies behind the last is not read.
+
+    Returns:
+        The windows `[W, tokens]`, in order; the row each belongs to, int32 `[W]`; and where in its row each
+        starts, int32 `[W]`. A row that fits has one window; so has an empty one.
+    """
+    lengths = tf.cast(segment.row_lengths(), tf.int32)
+    size = tf.broadcast_to(tf.convert_to_tensor(size, tf.int32), tf.shape(lengths))
+    more = tf.maximum(lengths - size, 0)
+    counts = tf.minimum(1 + (more + stride - 1) // stride, most)
+    rows = tf.repeat(tf.range(tf.shape(lengths)[0]), counts)
+    starts = tf.ragged.range(counts).flat_values * stride
+    widths = tf.minimum(tf.gather(lengths, rows) - starts, tf.gather(size, rows))
+    offsets = tf.cast(tf.gather(segment.row_starts(), rows), tf.int32) + starts
+    flat = tf.ragged.range(offsets, offsets + widths)
+    return tf.RaggedTensor.from_row_lengths(tf.gather(segment.flat_values, flat.flat_values), widths), rows, starts
+
+
+def merge(values: tf.Tensor, rows: tf.Tensor, num_rows: Any, how: str = "mean") -> tf.Tensor:
+    """One value per row from one per window: `[W, n]` -> `[B, n]`; `how` is a name of `MERGES`."""
+    return choose(MERGES, how, "way to merge windows")(values, rows, num_rows)
+
+
+def _first(values: tf.Tensor, rows: tf.Tensor, num_rows: Any) -> tf.Tensor:
+    return tf.gather(values, tf.searchsorted(rows, tf.range(num_rows)))
+
+
+MERGES: dict[str, Callable[[tf.Tensor, tf.Tensor, Any], tf.Tensor]] = {
+    "mean": tf.math.unsorted_segment_mean,
+    "max": tf.math.unsorted_segment_max,
+    "first": _first,
+}
+
+
+# === Words ===
+
+
+def whole_words(tokens: tf.RaggedTensor, continues: tf.Tensor) -> tf.RaggedTensor:
+    """Pieces of one word together: `[B, tokens]` -> `[B, words, pieces]`.
+
+    Args:
+        continues: bool `[V]`, or `[B, tokens]` ragged: does the piece go on with the word before it? For a
+            vocabulary: does it begin with `##`? For Chinese words, `continuing_characters` says.
+    """
+    if isinstance(continues, tf.RaggedTensor):
+        flags = continues.flat_values
+    else:
+        flags = tf.gather(continues, tokens.flat_values)
+    first = tf.ragged.range(tokens.row_lengths()).flat_values == 0  # a row begins with a word, whatever it holds
+    starts = tf.logical_or(tf.logical_not(flags), first)
+    words = tf.RaggedTensor.from_value_rowids(
+        tokens.flat_values,
+        tf.cumsum(tf.cast(starts, tf.int64)) - 1,
+        nrows=tf.reduce_sum(tf.cast(starts, tf.int64)),
+    )
+    counts = tf.math.unsorted_segment_sum(tf.cast(starts, tf.int64), tokens.value_rowids(), tokens.nrows())
+    return tf.RaggedTensor.from_row_lengths(words, counts)
+
+
+def continuing_characters(pieces: Sequence[str], segment: Callable[[str], Sequence[str]]) -> list[bool]:
+    """Which pieces go on with a word, where words are not written apart (whole-word masking, Cui et al. 2019).
+
+    Args:
+        pieces: the pieces of a text; a Chinese character is a piece of its own.
+        segment: a word segmenter, text -> words that add up to it (`lambda s: list(jieba.cut(s))`).
+
+    Returns:
+        For each piece whether it continues a word: those beginning with `##`, and all but the first
+        character of each word that `segment` finds in a run of single characters.
+    """
+    flags = [piece.startswith("##") for piece in pieces]
+    run: list[int] = []
+    for i, piece in enumerate([*pieces, "##"]):
+        if len(piece) == 1 and not piece.isascii():
+            run.append(i)
+            continue
+        start = 0
+        for word in segment("".join(pieces[j] for j in run)) if run else ():
+            for j in run[start + 1 : start + len(word)]:
+                flags[j] = True
+            start += len(word)
+        run = []
+    return flags
