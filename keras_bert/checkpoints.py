@@ -103,10 +103,12 @@ GELU_OF_ORIGIN = {"hf": "gelu", "tf1": "gelu_tanh"}
 """What a format means by `"hidden_act": "gelu"`: Hugging Face the exact one, google-research/bert tanh."""
 
 ACTIVATION_NAMES = {
+    "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
+    "tanh": "tanh",
 }
 
 CONFIG_NAMES = {
@@ -158,6 +160,8 @@ class Checkpoint:
     def tensors(self) -> dict[str, np.ndarray]:
         """All tensors under their names in the file, without the prefix `bert`."""
         named = dict(_read_tf1(self.path) if self.format == "tf1" else _read_safetensors(self.path))
+        if self.format == "hf":  # bert-base-uncased and its time still name layer norms as TF1 did
+            named = {_old_norm(name): value for name, value in named.items()}
         return {re.sub(r"^bert[./]", "", name): value for name, value in named.items()}
 
 
@@ -212,6 +216,8 @@ def load(network: Any, checkpoint: Checkpoint) -> Report:
         value = transform(tensors.pop(name))
         if tuple(value.shape) != tuple(variable.shape):
             problems.append(f"{path} is {tuple(variable.shape)} but {name} is {tuple(value.shape)}")
+        elif value.dtype.kind != "f":
+            problems.append(f"{name} holds {value.dtype}, not floating-point numbers")
         elif not np.isfinite(value).all():
             problems.append(f"{name} holds values that are not numbers")
         else:
@@ -308,6 +314,10 @@ def _rows(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> dict[str, tuple[
     }
 
 
+def _old_norm(name: str) -> str:
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
+
+
 def _open_ours(path: Path) -> Checkpoint:
     content = _read_json(path / CONFIG_FILE)
     if content.get("schema") != SCHEMA:
@@ -334,8 +344,15 @@ def _open_theirs(path: Path, kind: str, config_file: Path) -> Checkpoint:
     missing = [CONFIG_NAMES[k] for k in ("vocab_size", "num_layers", "num_heads", "hidden_dim") if k not in values]
     if missing:
         raise CheckpointError(f"{config_file}: has no {', '.join(missing)}")
+    for ours, value in values.items():
+        whole = isinstance(getattr(EncoderConfig, ours), int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < 0:
+            what = "a whole number" if whole else "a number"
+            raise CheckpointError(f"{config_file}: {CONFIG_NAMES[ours]} must be {what}, got {value!r}")
     act = raw.get("hidden_act", "gelu")
-    values["activation"] = GELU_OF_ORIGIN[kind] if act == "gelu" else ACTIVATION_NAMES.get(act, act)
+    if not isinstance(act, str) or act not in ACTIVATION_NAMES:
+        raise CheckpointError(f"{config_file}: hidden_act {act!r}; it can be one of {', '.join(ACTIVATION_NAMES)}")
+    values["activation"] = GELU_OF_ORIGIN[kind] if act == "gelu" else ACTIVATION_NAMES[act]
     vocabulary_file = path / VOCABULARY_FILE
     if not vocabulary_file.exists() and (path / "tokenizer.json").exists():
         vocabulary_file = path / "tokenizer.json"
@@ -394,8 +411,8 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         with safe_open(file, framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 value = tensors.get_tensor(name)
-                yield name, value if value.dtype.kind in "iu" else value.astype(np.float32)
-    except (SafetensorError, OSError, TypeError) as error:
+                yield name, value if value.dtype.kind in "iub" else value.astype(np.float32)
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: broken or not a safetensors file ({error})") from error
 
 

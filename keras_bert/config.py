@@ -53,7 +53,8 @@ class EncoderConfig:
     attention_mask: str = "bidirectional"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim"):
+        sizes = ("vocab_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
+        for name in (*sizes, "max_positions", "num_segments"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         _require(
             self.hidden_dim % self.num_heads == 0,
@@ -208,11 +209,16 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     """Build a config from a dict.
 
     Raises:
-        ConfigError: a key is not a field of `kind`, or a value is out of its range.
+        ConfigError: a key is not a field of `kind`, or a value is of another type or out of its range.
     """
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(names))
     _require(not unknown, f"{kind.__name__} has no {unknown}; it has {names}")
+    for name, value in values.items():
+        usual = getattr(kind, name)
+        likes = {float: (int, float), tuple: (list, tuple)}.get(type(usual), type(usual))
+        right = isinstance(value, likes) and isinstance(value, bool) == isinstance(usual, bool)
+        _require(right, f"{name} must be like {usual!r}, got {value!r}")
     return kind(**values)
 
 

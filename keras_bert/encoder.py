@@ -240,6 +240,8 @@ class Encoder(keras.Model):
             raise ConfigError(f"features are {FEATURES}, token_ids required; got {sorted(given)}")
         full = {name: ops.convert_to_tensor(value) for name, value in given.items()}
         token_ids = full["token_ids"]
+        if len(token_ids.shape) != 2:
+            raise ConfigError(f"token_ids must be of shape [B, T], got {tuple(token_ids.shape)}")
         length = token_ids.shape[1]
         if length is not None and self.config.positions == "absolute" and length > self.config.max_positions:
             raise ConfigError(f"{length} tokens in a row, but the model has {self.config.max_positions} positions")

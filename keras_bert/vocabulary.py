@@ -59,7 +59,7 @@ def check_vocabulary(pieces: Sequence[str], name: str) -> dict[str, int]:
     """
     index: dict[str, int] = {}
     for number, piece in enumerate(pieces):
-        if not piece.strip(" \t"):  # U+2028 alone is a piece of the Chinese vocabulary
+        if not piece:  # white space alone is a piece of some vocabularies
             raise DataError(f"{name}, line {number + 1}: blank; every line must hold a word piece")
         if piece in index:
             raise DataError(f"{name}, line {number + 1}: repeats {piece!r} of line {index[piece] + 1}")

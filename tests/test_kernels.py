@@ -1,0 +1,131 @@
+"""Activations, layer norm and masked softmax against their definitions in plain Python and NumPy."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from keras_bert import kernels
+from keras_bert.errors import ConfigError
+
+POINTS = [-100.0, -5.0, -1.0, -0.5, 0.0, 1e-6, 0.5, 1.0, 2.0, 5.0, 100.0]
+
+
+def exact_gelu(x: float) -> float:
+    return 0.5 * x * (1 + math.erf(x / math.sqrt(2)))
+
+
+def tanh_gelu(x: float) -> float:
+    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize(("ours", "definition"), [("gelu", exact_gelu), ("gelu_tanh", tanh_gelu)])
+def test_gelu_has_the_values_of_its_definition(ours, definition):
+    got = np.asarray(kernels.activation(ours)(ops.convert_to_tensor(POINTS, "float32")))
+    np.testing.assert_allclose(got, [definition(x) for x in POINTS], rtol=1e-6, atol=1e-6)
+
+
+def test_the_two_gelus_are_not_the_same():
+    x = ops.convert_to_tensor(np.linspace(-4, 4, 801), "float32")
+    apart = np.abs(np.asarray(kernels.gelu(x)) - np.asarray(kernels.gelu_tanh(x))).max()
+    assert 4e-4 < apart < 5e-4
+    assert float(kernels.gelu(ops.convert_to_tensor(1.0))) == pytest.approx(0.8413447, abs=1e-6)  # 1 * Phi(1)
+
+
+@pytest.mark.parametrize(("ours", "definition"), [("gelu", exact_gelu), ("gelu_tanh", tanh_gelu)])
+def test_gelu_has_the_slope_of_its_definition(ours, definition):
+    x = tf.constant([-3.0, -0.7, 0.0, 0.3, 2.0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = kernels.activation(ours)(x)
+    wanted = [(definition(v + 1e-5) - definition(v - 1e-5)) / 2e-5 for v in x.numpy().astype("float64")]
+    np.testing.assert_allclose(tape.gradient(y, x), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(kernels.ACTIVATIONS))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_activations_keep_their_dtype(name, dtype):
+    y = kernels.activation(name)(ops.convert_to_tensor([-1.0, 0.0, 1.0], dtype))
+    assert keras.backend.standardize_dtype(y.dtype) == dtype
+    assert np.isfinite(np.asarray(ops.cast(y, "float32"))).all()
+
+
+def test_unknown_activation():
+    with pytest.raises(ConfigError, match=r"unknown activation 'swish'; choose one of gelu, gelu_tanh, relu, tanh"):
+        kernels.activation("swish")
+
+
+def norm_in_numpy(x, gamma, beta, epsilon):
+    x = x.astype("float64")
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * gamma + beta
+
+
+def test_layer_norm_by_hand():
+    # mean 2, deviations -1 0 1, variance 2/3: -1.2247, 0, 1.2247; times 2, plus 1
+    out = kernels.layer_norm(ops.convert_to_tensor([[1.0, 2.0, 3.0]]), ops.full((3,), 2.0), ops.ones((3,)), 0.0)
+    np.testing.assert_allclose(out, [[1 - math.sqrt(6), 1.0, 1 + math.sqrt(6)]], atol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 3000.0])
+def test_layer_norm_equals_numpy(offset):
+    random = np.random.default_rng(0)
+    x = (random.normal(size=(4, 5, 64)) + offset).astype("float32")
+    gamma, beta = random.normal(size=(2, 64)).astype("float32")
+    out = np.asarray(kernels.layer_norm(ops.convert_to_tensor(x), gamma, beta, 1e-12))
+    # Two passes: the error is the rounding of the mean, not of a difference of squares.
+    wanted = norm_in_numpy(x, gamma, beta, 1e-12)
+    np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-6 + 3e-7 * offset)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_layer_norm_of_16_bits_has_statistics_in_float32(dtype):
+    # 768 values beside 50: in 16 bits their sum (38400) and squares would lose the deviations or overflow.
+    x = ops.cast(50.0 + np.random.default_rng(1).normal(size=(8, 768)), dtype)
+    wide = np.asarray(ops.cast(x, "float32"))
+    out = kernels.layer_norm(x, ops.ones((768,)), ops.zeros((768,)), 1e-12)
+    assert keras.backend.standardize_dtype(out.dtype) == dtype
+    wanted = norm_in_numpy(wide, 1.0, 0.0, 1e-12)
+    half_a_bit = {"bfloat16": 2**-8, "float16": 2**-11}[dtype]
+    np.testing.assert_allclose(ops.cast(out, "float32"), wanted, rtol=1.01 * half_a_bit, atol=1e-5)
+
+
+def test_layer_norm_of_equal_values_is_beta():
+    out = kernels.layer_norm(ops.full((2, 8), 7.25), ops.full((8,), 3.0), ops.full((8,), 0.5), 1e-12)
+    np.testing.assert_array_equal(out, np.full((2, 8), 0.5, "float32"))
+
+
+def test_masked_softmax_by_hand():
+    scores = ops.convert_to_tensor([[[[0.0, math.log(3.0), 50.0]]]], "float32")
+    mask = ops.convert_to_tensor([[[[True, True, False]]]])
+    out = np.asarray(kernels.masked_softmax(scores, mask))
+    np.testing.assert_allclose(out[0, 0, 0], [0.25, 0.75, 0.0], atol=1e-7)
+    assert out[0, 0, 0, 2] == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_fully_masked_row_is_uniform(dtype):
+    scores = ops.cast(np.random.default_rng(2).normal(size=(2, 3, 4, 8)) * 100, dtype)
+    mask = np.ones((2, 1, 1, 8), bool)
+    mask[1] = False
+    out = kernels.masked_softmax(scores, ops.convert_to_tensor(mask))
+    assert keras.backend.standardize_dtype(out.dtype) == dtype
+    out = np.asarray(ops.cast(out, "float32"))
+    np.testing.assert_array_equal(out[1], np.full((3, 4, 8), 1 / 8, "float32"))
+    np.testing.assert_allclose(out[0].sum(-1), 1.0, atol=0.02)
+    assert np.abs(out[0] - 1 / 8).max() > 0.5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_masked_score_gets_no_gradient(dtype):
+    scores = tf.cast(tf.random.stateless_normal((1, 2, 3, 4), seed=(1, 2)), dtype)
+    mask = tf.constant([[[[True, False, True, False]]]])
+    with tf.GradientTape() as tape:
+        tape.watch(scores)
+        loss = tf.reduce_sum(kernels.masked_softmax(scores, mask) * tf.cast([1.0, 2.0, 3.0, 4.0], dtype))
+    gradient = tape.gradient(loss, scores).numpy()
+    assert np.abs(gradient[..., [1, 3]]).max() == 0.0
+    assert np.abs(gradient[..., [0, 2]]).min() > 0.0
