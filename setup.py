@@ -10,13 +10,17 @@ version = re.search(r'^__version__ = "(.+)"$', (here / "keras_bert/__init__.py")
 
 extras = {
     "serve": ["starlette>=0.40", "uvicorn>=0.30"],
+    "hub": ["huggingface_hub>=0.24", "kagglehub>=0.3"],
+    "vocab": ["tokenizers>=0.20"],
     "gpu": ["tensorflow[and-cuda]>=2.20,<2.21"],
     "garden": ["tf-models-official~=2.20.0"],
 }
 extras["peers"] = ["scikit-learn>=1.5", "torch>=2.4", "transformers>=4.50"]  # what benchmarks and proofs compare with
 extras["dev"] = [
     *extras["serve"],
+    *extras["vocab"],
     "build",
+    "huggingface_hub>=0.24",
     "hypothesis>=6.100",
     "mypy>=1.11",
     "pre-commit>=3.7",
@@ -32,8 +36,9 @@ setup(
     long_description=(here / "README.md").read_text("utf8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     packages=find_packages(include=["keras_bert", "keras_bert.*"]),
-    package_data={"keras_bert": ["py.typed", "samples/*"]},
+    package_data={"keras_bert": ["py.typed", "samples/*", "unicode/*"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=1.4",
@@ -49,7 +54,6 @@ setup(
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",

@@ -1,6 +1,7 @@
 """`keras-bert COMMAND --flags`: finds the command, runs it, and turns errors into one line and an exit code."""
 
 import importlib
+import io
 import os
 import sys
 
@@ -11,6 +12,8 @@ COMMANDS = {
     "finetune": "train a pretrained BERT on a labelled file",
     "predict": "label the rows of a file",
     "export": "write a SavedModel that takes strings, for TensorFlow Serving",
+    "convert": "write a checkpoint in another format",
+    "vocab": "learn a WordPiece vocabulary from texts",
     "serve": "answer REST requests from an exported model, on this machine",
 }
 USAGE = "\n".join(
@@ -34,15 +37,32 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    name = argv[0]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a label that the terminal cannot show is no error
+    code, message = _run(argv[0], argv[1:])
     try:
-        return importlib.import_module(f"keras_bert.cli.{name}").main(argv[1:])
+        if message:
+            print(f"keras-bert {argv[0]}: {message}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):  # Python flushes once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
+
+
+def _run(name: str, argv: list[str]) -> tuple[int, str]:
+    """The exit code of a command, and what to tell the person."""
+    try:
+        return importlib.import_module(f"keras_bert.cli.{name}").main(argv), ""
     except KerasBertError as error:
-        print(f"keras-bert {name}: error: {error}", file=sys.stderr)
-        return error.exit_code
+        return error.exit_code, f"error: {error}"
+    except BrokenPipeError:  # the reader of our output went away, as in `| head`
+        return 141, ""
+    except OSError as error:  # a full disk, a missing permission, a name too long
+        return 5, f"error: {error}"
     except KeyboardInterrupt:
-        print(f"keras-bert {name}: stopped", file=sys.stderr)
-        return 130
+        return 130, "stopped"
 
 
 if __name__ == "__main__":

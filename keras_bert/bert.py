@@ -12,7 +12,7 @@ import numpy as np
 from keras_bert import checkpoints, serving, training
 from keras_bert.config import DataConfig, HeadConfig, OptimizerConfig, TrainConfig
 from keras_bert.data import Examples, Rows, batches_in_order, encode_labels, hold_out, lengths
-from keras_bert.errors import CheckpointError, DataError
+from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.heads import Network
 from keras_bert.progress import Progress
 from keras_bert.text import Text
@@ -49,11 +49,10 @@ class Bert:
         path: str | Path,
         task: str = "classify",
         labels: Sequence[str] = (),
-        max_seq_length: int | None = None,
-        do_lower_case: bool | None = None,
         data: DataConfig | None = None,
         dropout: float = 0.1,
         seed: int = 12345,
+        **text: Any,
     ) -> "Bert":
         """A pretrained encoder with a new head for `task`.
 
@@ -61,9 +60,9 @@ class Bert:
             path: directory of a Hugging Face or google-research/bert checkpoint, or of one of our runs.
             task: "classify", "multilabel" or "regress".
             labels: values of the label, in the order of class ids; none for "regress".
-            max_seq_length: longest row in tokens; None takes 128, or what a run of ours was trained with.
-            do_lower_case: None asks the checkpoint: its tokenizer settings, else the case of its vocabulary.
             seed: of the head's initial weights.
+            text: fields of `TextConfig` to take instead of the checkpoint's, such as `max_seq_length=256`; None
+                asks the checkpoint. Its own are 128 tokens and the case of its tokenizer, or of its vocabulary.
 
         Raises:
             CheckpointError: the directory has no checkpoint, or it does not fit. A run of ours must have
@@ -77,10 +76,8 @@ class Bert:
                 f"{path}: was trained for {found.head.task} with labels {list(found.head.labels)}, "
                 f"not for {head.task} with {list(head.labels)}"
             )
-        text = checkpoints.with_length(found.text, found.encoder, max_seq_length)
-        if do_lower_case is not None:
-            text = dataclasses.replace(text, do_lower_case=do_lower_case)
-        bert = cls(Text(found.vocabulary, text), Network(found.encoder, head), data)
+        config = checkpoints.text_config(found, text)
+        bert = cls(Text(found.vocabulary, config), Network(found.encoder, head), data)
         bert.report = checkpoints.load(bert.network, found)
         initialize(bert.network, bert.report.new, seed)
         return bert
@@ -135,7 +132,8 @@ class Bert:
             progress: stream of the progress bar and messages; None is silent.
 
         Raises:
-            DataError: a label that is missing, unknown or no number.
+            DataError: a text that is no string, a label that is missing, unknown or no number, no rows, or
+                pairs for a model of single texts (and the other way round).
             DivergedError: the loss is not a number any more.
         """
         config = config or TrainConfig()
@@ -211,11 +209,12 @@ class Bert:
             `truncated`.
 
         Raises:
-            DataError: the model needs pairs and got single texts, or the other way round.
+            DataError: a text is no string, or the model needs pairs and got single texts, or the other way
+                round.
         """
         found = self.arrays(texts, text_pairs, batch_size, progress)
         out: list[dict[str, Any]] = []
-        for i in range(len(texts)):
+        for i in range(len(found["truncated"])):
             row = {name: values[i] for name, values in found.items()}
             names = [n.decode("utf-8") for n in row.get("labels", ())]
             answer: dict[str, Any] = {}
@@ -238,13 +237,11 @@ class Bert:
         progress: Any = None,
     ) -> dict[str, np.ndarray]:
         """What `serving.serve` gives for the texts, as NumPy arrays with one row a text, in their order."""
-        if isinstance(texts, str):
-            raise DataError("texts must be a list of strings; put a single text into a list")
-        if self.pair != (text_pairs is not None):
-            raise DataError("this model reads " + ("pairs: give text_pairs too" if self.pair else "single texts"))
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        examples = Examples(*self._texts(texts, text_pairs))
         if self._answer is None:
             self._answer = serving.signature(self.text, self.network, self.pair)
-        examples = Examples(list(texts), None if text_pairs is None else list(text_pairs))
         batches = batches_in_order(lengths(examples, self.text), batch_size) or [np.zeros(0, np.int64)]
         parts = []
         with Progress("predict", len(examples), progress) as bar:
@@ -269,13 +266,37 @@ class Bert:
         return serving.export(self.text, self.network, self.pair, export_dir, version)
 
     def _rows(self, texts: Sequence[str], labels: Sequence[Any], pairs: Sequence[str] | None = None) -> Rows:
-        columns = {self.data.text_column: list(texts), self.data.label_column: [str(v) for v in labels]}
-        if pairs is not None:
-            columns[self.data.text_pair_column] = list(pairs)
+        first, second = self._texts(texts, pairs)
+        columns = {self.data.text_column: first, self.data.label_column: [str(v) for v in labels]}
+        if second is not None:
+            columns[self.data.text_pair_column] = second
         sizes = {name: len(values) for name, values in columns.items()}
         if len(set(sizes.values())) > 1:
             raise DataError(f"texts and labels must be equally many, got {sizes}")
-        return Rows(columns, ["row"] * len(texts), list(range(1, len(texts) + 1)))
+        if not first:
+            raise DataError("there are no texts; training and evaluation need at least one row each")
+        return Rows(columns, ["row"] * len(first), list(range(1, len(first) + 1)))
+
+    def _texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[list[str], list[str] | None]:
+        """The texts as lists, if they are what this model reads."""
+        if self.pair != (pairs is not None):
+            raise DataError("this model reads " + ("pairs: give text_pairs too" if self.pair else "single texts"))
+        return strings("texts", texts), None if pairs is None else strings("text_pairs", pairs)
+
+
+def strings(name: str, values: Sequence[str]) -> list[str]:
+    """`values` as a list.
+
+    Raises:
+        DataError: it is one string, or holds something that is none.
+    """
+    if isinstance(values, str):
+        raise DataError(f"{name} must be a list of strings; put a single text into a list")
+    found = list(values)
+    for i, value in enumerate(found):
+        if not isinstance(value, str):
+            raise DataError(f"{name}[{i}] is {value!r}, a {type(value).__name__} and not a string")
+    return found
 
 
 def encode(text: str) -> bytes:

@@ -1,131 +1,55 @@
-"""Weights and configurations from and to directories: one name table per format, read by one loader.
+"""Checkpoints and networks: open a directory of any format, fill a network from it, save one in ours.
 
 A directory is one of
   keras_bert  `keras_bert.json`, `vocab.txt`, `model.safetensors`: ours, what a run directory holds;
-  hf          `config.json`, `model.safetensors`, `vocab.txt` or `tokenizer.json`: Hugging Face;
-  tf1         `bert_config.json`, `*.ckpt.index`, `*.ckpt.data-*`, `vocab.txt`: google-research/bert.
+  hf          `config.json`, `model.safetensors` or `pytorch_model.bin`, `vocab.txt` or `tokenizer.json`: Hugging Face;
+  tf1         `bert_config.json`, `*.ckpt.index`, `*.ckpt.data-*`, `vocab.txt`: google-research/bert;
+  garden      the same files, written by `tf.train.Checkpoint`: TensorFlow Model Garden;
+  keras_hub   a preset: `config.json`, `metadata.json`, `model.weights.h5`, `assets/`.
 
 Loading is strict: every weight of the model is filled from the checkpoint, or is named as new; every tensor
 of the checkpoint is used, or is named as unused. Weights are data: nothing is ever unpickled or executed.
 """
 
 import contextlib
-import dataclasses
 import hashlib
-import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from keras_bert.config import (
-    DataConfig,
-    EncoderConfig,
-    HeadConfig,
-    TextConfig,
-    dumps,
-    from_dict,
-    to_dict,
-)
+from keras_bert import formats, hub
+from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, dumps, from_dict, to_dict
 from keras_bert.errors import CheckpointError, ConfigError
-from keras_bert.vocabulary import read_vocabulary
+from keras_bert.formats import FORMATS, extra, ours
+from keras_bert.formats.containers import WEIGHTS_FILE
+from keras_bert.formats.ours import CONFIG_FILE
+from keras_bert.formats.settings import VOCABULARY_FILE, Contents, some
+from keras_bert.formats.table import Entry, Row, Stored, entries, same, transpose
 
-CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE = "keras_bert.json", "vocab.txt", "model.safetensors"
-SCHEMA = 1
+LOADED = ("encoder", "pooler", "masked_lm", "next_sentence")
+"""Parts that a checkpoint of another format fills. The last layer of a head is always new: labels are the user's."""
 
-Transform = Callable[[np.ndarray], np.ndarray]
-
-
-def same(x: np.ndarray) -> np.ndarray:
-    """Stored as we hold it."""
-    return x
-
-
-def transpose(x: np.ndarray) -> np.ndarray:
-    """Stored `(out, in)`; its own inverse."""
-    return x.T
-
-
-def _table(dot: str, block: str, kernel: str, norm: tuple[str, str], transform: Transform, tables: str):
-    """The rows of a format that names weights as the original did: they differ in spelling only."""
-
-    def dense(ours: str, *theirs: str) -> list[tuple[str, str, Transform]]:
-        name = dot.join(theirs)
-        return [
-            (f"{ours}/kernel", f"{name}{dot}{kernel}", transform),
-            (f"{ours}/bias", f"{name}{dot}bias", same),
-        ]
-
-    def layer_norm(ours: str, *theirs: str) -> list[tuple[str, str, Transform]]:
-        name = dot.join((*theirs, "LayerNorm"))
-        return [
-            (f"{ours}/{our}", f"{name}{dot}{their}", same) for our, their in zip(("gamma", "beta"), norm, strict=True)
-        ]
-
-    ours = "encoder/block_{i}"
-    return [
-        ("encoder/tokens/embeddings", dot.join(("embeddings", f"word_embeddings{tables}")), same),
-        ("encoder/positions/embeddings", dot.join(("embeddings", f"position_embeddings{tables}")), same),
-        ("encoder/segments/embeddings", dot.join(("embeddings", f"token_type_embeddings{tables}")), same),
-        *layer_norm("encoder/norm", "embeddings"),
-        *dense(f"{ours}/attention/query", block, "attention", "self", "query"),
-        *dense(f"{ours}/attention/key", block, "attention", "self", "key"),
-        *dense(f"{ours}/attention/value", block, "attention", "self", "value"),
-        *dense(f"{ours}/attention/output", block, "attention", "output", "dense"),
-        *layer_norm(f"{ours}/attention_norm", block, "attention", "output"),
-        *dense(f"{ours}/feed_forward/inner", block, "intermediate", "dense"),
-        *dense(f"{ours}/feed_forward/outer", block, "output", "dense"),
-        *layer_norm(f"{ours}/feed_forward_norm", block, "output"),
-        *dense("head/pooler/dense", "pooler", "dense"),
-    ]
-
-
-TABLES: dict[str, list[tuple[str, str, Transform]]] = {
-    "hf": _table(".", "encoder.layer.{i}", "weight", ("weight", "bias"), transpose, ".weight"),
-    "tf1": _table("/", "encoder/layer_{i}", "kernel", ("gamma", "beta"), same, ""),
+TABLES: dict[str, list[Row]] = {
+    name: [*kind.table["encoder"], *kind.table["pooler"]] for name, kind in FORMATS.items() if name != "keras_bert"
 }
-"""`(our path, their name, transform)`; `{i}` is the block. Their names are without the prefix `bert`."""
+"""`(our path, their name, transform)` of the weights that every checkpoint has; `{i}` is the block. All rows are in
+`formats`."""
 
 UNUSED = {
     "hf": r"^(embeddings\.(position_ids|token_type_ids)|cls\..*|classifier\..*|qa_outputs\..*)$",
     "tf1": r"(^cls/|/adam_[mv]$|^global_step$|^output_(weights|bias)$)",
+    "garden": rf"^({FORMATS['garden'].ignored}|(masked_lm|classification_heads)/.*)$",
+    "keras_hub": rf"^({FORMATS['keras_hub'].ignored}|task/.*)$",
 }
 """Tensors that a checkpoint may hold beyond the encoder and the pooler; any other is an error."""
-
-GELU_OF_ORIGIN = {"hf": "gelu", "tf1": "gelu_tanh"}
-"""What a format means by `"hidden_act": "gelu"`: Hugging Face the exact one, google-research/bert tanh."""
-
-ACTIVATION_NAMES = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "relu": "relu",
-    "tanh": "tanh",
-}
-
-CONFIG_NAMES = {
-    "vocab_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "hidden_dim": "hidden_size",
-    "intermediate_dim": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "num_segments": "type_vocab_size",
-    "hidden_dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "initializer_range": "initializer_range",
-    "layer_norm_epsilon": "layer_norm_eps",
-    "pad_token_id": "pad_token_id",
-}
-"""Our field -> the key in `bert_config.json` and Hugging Face's `config.json`."""
 
 
 @dataclass(frozen=True)
@@ -141,54 +65,60 @@ class Report:
         if self.new:
             lines.append(f"new, with random initial values: {', '.join(self.new)}")
         if self.unused:
-            lines.append(f"in the checkpoint but not used: {_some(self.unused)}")
+            lines.append(f"in the checkpoint but not used: {some(self.unused)}")
         return "; ".join(lines)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory that was looked at: its format, its configurations, its vocabulary; weights on demand."""
+    """A directory that was looked at: its format, its configurations, its vocabulary; weights on demand.
+
+    `head` and `data` are those of a run of ours. What another format says of a head is in `contents`.
+    """
 
     path: Path
     format: str
-    encoder: EncoderConfig
-    text: TextConfig
-    vocabulary: list[str]
-    head: HeadConfig | None = None
-    data: DataConfig | None = None
+    contents: Contents
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """All tensors under their names in the file, without the prefix `bert`."""
-        named = dict(_read_tf1(self.path) if self.format == "tf1" else _read_safetensors(self.path))
-        if self.format == "hf":  # bert-base-uncased and its time still name layer norms as TF1 did
-            named = {_old_norm(name): value for name, value in named.items()}
-        return {re.sub(r"^bert[./]", "", name): value for name, value in named.items()}
+    @property
+    def encoder(self) -> EncoderConfig:
+        """Of the model."""
+        return self.contents.encoder
+
+    @property
+    def text(self) -> TextConfig:
+        """How its text becomes ids."""
+        return self.contents.text
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Its word pieces in the order of their ids."""
+        return self.contents.vocabulary
+
+    @property
+    def head(self) -> HeadConfig | None:
+        """What it was fine-tuned for, where we did it."""
+        return self.contents.head if self.format == "keras_bert" else None
+
+    @property
+    def data(self) -> DataConfig | None:
+        """The columns of the files that it was fine-tuned on, where we did it."""
+        return self.contents.data if self.format == "keras_bert" else None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Find out what a directory holds, read its configuration and vocabulary, and check that they agree.
 
+    Args:
+        path: a directory, or the name of a published model; see `hub`.
+
     Raises:
         CheckpointError: the directory is absent, holds none of the formats, or its parts do not fit.
         DataError: the vocabulary file is broken.
     """
-    path = Path(path)
-    if not path.is_dir():
-        what = "is a file, not a directory" if path.exists() else "does not exist"
-        raise CheckpointError(
-            f"{path}: {what}; give a directory with a checkpoint (config.json, vocab.txt and "
-            "model.safetensors of Hugging Face, or bert_config.json and bert_model.ckpt of google-research/bert)"
-        )
-    if (path / CONFIG_FILE).exists():
-        return _open_ours(path)
-    if (path / "bert_config.json").exists():
-        return _open_theirs(path, "tf1", path / "bert_config.json")
-    if (path / "config.json").exists():
-        return _open_theirs(path, "hf", path / "config.json")
-    found = sorted(p.name for p in path.iterdir())
-    raise CheckpointError(
-        f"{path}: holds no checkpoint: none of {CONFIG_FILE}, bert_config.json, config.json among {_some(found)}"
-    )
+    folder = hub.resolve(path)
+    found, contents = formats.read(folder)
+    return Checkpoint(folder, found.name, contents)
 
 
 def load(network: Any, checkpoint: Checkpoint) -> Report:
@@ -201,32 +131,35 @@ def load(network: Any, checkpoint: Checkpoint) -> Report:
         CheckpointError: a weight of the encoder is missing, a shape differs, or a tensor is unknown. The
             first five differences are listed, and no weight has been changed.
     """
-    tensors = checkpoint.tensors()
     wanted = {v.path: v for v in network.weights if "seed_generator" not in v.path}
-    rows = _rows(checkpoint, wanted)
+    rows, tensors = _rows(checkpoint, wanted)
     filled, new, problems = {}, [], []
     for path, variable in wanted.items():
-        name, transform = rows.get(path, (None, same))
-        if name not in tensors:
-            if path.startswith("head/") and checkpoint.format != "keras_bert":
+        entry = rows.get(path)
+        stored = tensors.pop(entry.name, None) if entry else None
+        if entry is None or stored is None:
+            if path.startswith("head/") and checkpoint.head is None:
                 new.append(path)
             else:
-                problems.append(f"no tensor for {path}" + (f" ({name})" if name else ""))
+                problems.append(f"no tensor for {path}" + (f" ({entry.name})" if entry else ""))
             continue
-        value = transform(tensors.pop(name))
-        if tuple(value.shape) != tuple(variable.shape):
-            problems.append(f"{path} is {tuple(variable.shape)} but {name} is {tuple(value.shape)}")
-        elif value.dtype.kind != "f":
-            problems.append(f"{name} holds {value.dtype}, not floating-point numbers")
+        shape, arriving = tuple(variable.shape), _arriving(entry, stored)
+        if arriving != shape:
+            problems.append(f"{path} is {shape} but {entry.name} is {arriving}")
+            continue
+        value = entry.transform(stored.read(), shape)
+        if value.dtype.kind != "f":
+            problems.append(f"{entry.name} holds {value.dtype}, not floating-point numbers")
         elif not np.isfinite(value).all():
-            problems.append(f"{name} holds values that are not numbers")
+            problems.append(f"{entry.name} holds values that are not numbers")
         else:
             filled[path] = value
     unused = sorted(tensors)
+    may_stay = "^head/" if checkpoint.format == "keras_bert" and checkpoint.head is None else "^$"
     problems += [
         f"tensor {name} has no place in the model"
         for name in unused
-        if not re.search(UNUSED.get(checkpoint.format, "^$"), name)
+        if not re.search(UNUSED.get(checkpoint.format, may_stay), name)
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -234,6 +167,36 @@ def load(network: Any, checkpoint: Checkpoint) -> Report:
     for path, value in filled.items():
         wanted[path].assign(value)
     return Report(tuple(filled), tuple(new), tuple(unused))
+
+
+def _rows(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> tuple[dict[str, Entry], dict[str, Stored]]:
+    """Our path -> where the weight is, and all tensors of the checkpoint, values unread."""
+    kind, contents = FORMATS[checkpoint.format], checkpoint.contents
+    tensors = kind.tensors(checkpoint.path, formats.names_of(kind, contents))
+    if checkpoint.format == "keras_bert":
+        shapes = {path: tuple(v.shape) for path, v in wanted.items()}
+        return {path: Entry(path, shape, path, shape, same) for path, shape in shapes.items()}, tensors
+    rows = {
+        entry.path: entry
+        for part in LOADED
+        if part not in contents.absent
+        for entry in entries(kind.table, part, contents.encoder, None)
+    }
+    for part in contents.absent:  # zeros, there because the format must have them
+        for entry in entries(kind.table, part, contents.encoder, None):
+            tensors.pop(entry.name, None)
+    for name, stored in extra.tensors(checkpoint.path).items():
+        if name in wanted and not name.startswith("head/logits/"):
+            shape = tuple(wanted[name].shape)
+            rows[name], tensors[name] = Entry(name, shape, name, shape, same), stored
+    return rows, tensors
+
+
+def _arriving(entry: Entry, stored: Stored) -> tuple[int, ...]:
+    """The shape that a tensor has with us."""
+    if stored.shape == entry.stored:
+        return entry.shape
+    return stored.shape[::-1] if entry.transform is transpose else stored.shape
 
 
 def save(
@@ -254,20 +217,13 @@ def save(
     """
     path = Path(path)
     weights = {v.path: np.ascontiguousarray(v.numpy()) for v in network.weights if "seed_generator" not in v.path}
-    content = {
-        "schema": SCHEMA,
-        "encoder": to_dict(network.encoder.config),
-        "head": to_dict(network.head.config),
-        "text": to_dict(text),
-        "data": to_dict(data),
-        "notes": dict(notes or {}),
-    }
+    contents = Contents(network.encoder.config, text, vocabulary, network.head.config, data, dict(notes or {}))
     try:
         path.mkdir(parents=True, exist_ok=True)
         with replacing(path / WEIGHTS_FILE) as temporary:
             save_file(weights, temporary)
         write_atomic(path / VOCABULARY_FILE, "\n".join(vocabulary) + "\n")
-        write_atomic(path / CONFIG_FILE, dumps(content))
+        write_atomic(path / CONFIG_FILE, dumps(ours.settings(contents)))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error})") from error
 
@@ -303,148 +259,16 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _rows(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> dict[str, tuple[str, Transform]]:
-    """Our path -> (their name, transform), with blocks spelled out."""
-    if checkpoint.format == "keras_bert":
-        return {path: (path, same) for path in wanted}
-    return {
-        ours.replace("{i}", str(i)): (theirs.replace("{i}", str(i)), transform)
-        for ours, theirs, transform in TABLES[checkpoint.format]
-        for i in range(checkpoint.encoder.num_layers if "{i}" in ours else 1)
-    }
-
-
-def _old_norm(name: str) -> str:
-    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
-
-
-def _open_ours(path: Path) -> Checkpoint:
-    content = _read_json(path / CONFIG_FILE)
-    if content.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path / CONFIG_FILE}: schema {content.get('schema')!r}; this version reads schema {SCHEMA}"
-        )
-    try:
-        kinds: dict[str, Any] = {"encoder": EncoderConfig, "text": TextConfig, "head": HeadConfig, "data": DataConfig}
-        configs: dict[str, Any] = {name: from_dict(kind, content[name]) for name, kind in kinds.items()}
-    except (ConfigError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / CONFIG_FILE}: {error}") from error
-    vocabulary = read_vocabulary(path / VOCABULARY_FILE)
-    return _checked(Checkpoint(path, "keras_bert", vocabulary=vocabulary, **configs))
-
-
-def _open_theirs(path: Path, kind: str, config_file: Path) -> Checkpoint:
-    raw = _read_json(config_file)
-    if raw.get("model_type", "bert") != "bert":
-        raise CheckpointError(f"{config_file}: model_type {raw['model_type']!r}; only bert can be loaded")
-    for key, usual in {"position_embedding_type": "absolute", "is_decoder": False}.items():
-        if raw.get(key, usual) != usual:
-            raise CheckpointError(f"{config_file}: {key} {raw[key]!r} is not supported")
-    values = {ours: raw[theirs] for ours, theirs in CONFIG_NAMES.items() if raw.get(theirs) is not None}
-    missing = [CONFIG_NAMES[k] for k in ("vocab_size", "num_layers", "num_heads", "hidden_dim") if k not in values]
-    if missing:
-        raise CheckpointError(f"{config_file}: has no {', '.join(missing)}")
-    for ours, value in values.items():
-        whole = isinstance(getattr(EncoderConfig, ours), int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < 0:
-            what = "a whole number" if whole else "a number"
-            raise CheckpointError(f"{config_file}: {CONFIG_NAMES[ours]} must be {what}, got {value!r}")
-    act = raw.get("hidden_act", "gelu")
-    if not isinstance(act, str) or act not in ACTIVATION_NAMES:
-        raise CheckpointError(f"{config_file}: hidden_act {act!r}; it can be one of {', '.join(ACTIVATION_NAMES)}")
-    values["activation"] = GELU_OF_ORIGIN[kind] if act == "gelu" else ACTIVATION_NAMES[act]
-    vocabulary_file = path / VOCABULARY_FILE
-    if not vocabulary_file.exists() and (path / "tokenizer.json").exists():
-        vocabulary_file = path / "tokenizer.json"
-    if not vocabulary_file.exists():
-        raise CheckpointError(f"{path}: has no vocab.txt; put the vocabulary the model was trained with there")
-    vocabulary = read_vocabulary(vocabulary_file)
-    try:
-        encoder = from_dict(EncoderConfig, values)
-        text = TextConfig(
-            do_lower_case=_lower_case(path, vocabulary),
-            max_seq_length=min(TextConfig().max_seq_length, encoder.max_positions),
-        )
-    except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{config_file}: {error}") from error
-    return _checked(Checkpoint(path, kind, encoder, text, vocabulary))
-
-
-def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    size = len(checkpoint.vocabulary)
-    if size > checkpoint.encoder.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.path}: the vocabulary has {size} pieces but the model {checkpoint.encoder.vocab_size} "
-            "rows for them; they do not belong together"
-        )
-    return checkpoint
-
-
-def _lower_case(path: Path, vocabulary: list[str]) -> bool:
-    """Is the checkpoint uncased? What its tokenizer settings say, else whether any piece has a capital."""
-    settings = path / "tokenizer_config.json"
-    if settings.exists():
-        said = _read_json(settings).get("do_lower_case")
-        if isinstance(said, bool):
-            return said
-    return not any(re.search("[A-Z]", piece) and piece[0] not in "[<" for piece in vocabulary)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
-    return content
-
-
-def _read_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    file = path / WEIGHTS_FILE
-    if not file.exists():
-        pickled = "; pytorch_model.bin can hold code, convert it" if (path / "pytorch_model.bin").exists() else ""
-        raise CheckpointError(f"{path}: has no {WEIGHTS_FILE}{pickled}")
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                value = tensors.get_tensor(name)
-                yield name, value if value.dtype.kind in "iub" else value.astype(np.float32)
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: broken or not a safetensors file ({error})") from error
-
-
-def _read_tf1(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    import tensorflow as tf
-
-    indices = sorted(path.glob("*.ckpt*.index"))
-    if len(indices) != 1:
-        raise CheckpointError(
-            f"{path}: has {len(indices)} files *.ckpt*.index ({_some([p.name for p in indices])}); keep exactly one"
-        )
-    try:
-        reader = tf.train.load_checkpoint(str(indices[0].with_suffix("")))
-        for name in reader.get_variable_to_shape_map():
-            yield name, reader.get_tensor(name)
-    except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{indices[0].with_suffix('')}: broken ({str(error).splitlines()[0]})") from error
-
-
-def _some(names: Any, limit: int = 8) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) or "nothing") + more
-
-
-def with_length(text: TextConfig, encoder: EncoderConfig, max_seq_length: int | None) -> TextConfig:
-    """`text` with another longest row.
+def text_config(checkpoint: Checkpoint, given: Mapping[str, Any]) -> TextConfig:
+    """The checkpoint's text settings, with the fields in `given` that are not None instead of its own.
 
     Raises:
-        ConfigError: the model has fewer positions than that.
+        ConfigError: there is no such field, its value is out of range, or the model has too few positions.
     """
-    length = text.max_seq_length if max_seq_length is None else max_seq_length
-    if encoder.positions == "absolute" and length > encoder.max_positions:
-        raise ConfigError(f"max_seq_length {length} is more than the {encoder.max_positions} positions of the model")
-    return dataclasses.replace(text, max_seq_length=length)
+    wanted = {name: value for name, value in given.items() if value is not None}
+    text, encoder = from_dict(TextConfig, to_dict(checkpoint.text) | wanted), checkpoint.encoder
+    if encoder.positions == "absolute" and text.max_seq_length > encoder.max_positions:
+        raise ConfigError(
+            f"max_seq_length {text.max_seq_length} is more than the {encoder.max_positions} positions of the model"
+        )
+    return text

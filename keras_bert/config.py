@@ -22,6 +22,12 @@ def _flag(default: Any, help: str, choices: tuple[str, ...] | None = None) -> An
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
+def _check_choices(config: Any) -> None:
+    for f in dataclasses.fields(config):
+        choices, value = f.metadata.get("choices"), getattr(config, f.name)
+        _require(not choices or value in choices, f"{f.name} must be one of {choices}, got {value!r}")
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
@@ -66,12 +72,27 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """How strings become token ids. Longer texts are cut at the end, of the longer segment first."""
+    """How strings become token ids, and what is kept of texts that are too long.
+
+    `flavour` is the tokenizer that the checkpoint was trained with, see `tokenizer.Tokenizer`: "original"
+    (google-research/bert) or "hf" (Hugging Face); the importer sets it.
+    """
 
     do_lower_case: bool = _flag(True, "Lower-case the text and strip accents; must fit the vocabulary.")
     max_seq_length: int = _flag(128, "Longest row in tokens, [CLS] and [SEP] included; longer texts are cut.")
+    truncation: str = _flag(
+        "longest_first",
+        "How segments share a row that is too short for all.",
+        ("longest_first", "round_robin", "waterfall"),
+    )
+    truncation_part: str = _flag(
+        "head", "Which part of a text that is too long is kept.", ("head", "tail", "head_tail")
+    )
+    flavour: str = "original"
 
     def __post_init__(self) -> None:
+        _check_choices(self)
+        _require(self.flavour in ("original", "hf"), f"flavour must be original or hf, got {self.flavour!r}")
         _require(self.max_seq_length >= 3, f"max_seq_length must be at least 3, got {self.max_seq_length}")
 
 
@@ -164,10 +185,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("num_train_epochs", "train_batch_size", "eval_batch_size"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for f in dataclasses.fields(self):
-            choices = f.metadata["choices"]
-            value = getattr(self, f.name)
-            _require(not choices or value in choices, f"{f.name} must be one of {choices}, got {value!r}")
+        _check_choices(self)
         _require(0 <= self.seed < 2**31, f"seed must be from 0 to {2**31 - 1}, got {self.seed}")
         _require(self.num_gpus >= -1, f"num_gpus must be -1 (all) or more, got {self.num_gpus}")
         _require(

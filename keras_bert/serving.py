@@ -28,9 +28,9 @@ def serve(text_layer: Any, network: Network, text: Any, text_pair: Any = None) -
 
     Returns:
         `label` and `score` `[B]`, `labels`, `scores` and `class_ids` `[B, n]` from the best to the worst
-        (classify); `labels`, `scores`, `active` `[B, n]` (multilabel); `score` `[B]` (regress); always
-        `num_tokens` int32 `[B]` and `truncated` bool `[B]`. Floats are float32. No width depends on the
-        other texts of the batch.
+        (classify); `labels`, `scores`, `class_ids` and `active` `[B, n]` in the order of the labels
+        (multilabel); `score` `[B]` (regress); always `num_tokens` int32 `[B]` and `truncated` bool `[B]`.
+        Floats are float32. No width depends on the other texts of the batch.
     """
     features = text_layer(text, text_pair)
     answer = network.answer(features)
@@ -59,8 +59,8 @@ def signature(text_layer: Any, network: Network, pair: bool, names: tuple[str, .
 
     strings = [tf.TensorSpec([None], tf.string, name=n) for n in ("text", "text_pair")[: 1 + pair]]
     if pair:
-        return tf.function(lambda text, text_pair: answer(text, text_pair), input_signature=strings)
-    return tf.function(lambda text: answer(text), input_signature=strings)
+        return tf.function(lambda text, text_pair: answer(text, text_pair), strings, autograph=False)
+    return tf.function(lambda text: answer(text), strings, autograph=False)
 
 
 def export(text_layer: Any, network: Network, pair: bool, export_dir: str | Path, version: int | None = None) -> Path:
@@ -79,8 +79,7 @@ def export(text_layer: Any, network: Network, pair: bool, export_dir: str | Path
         ConfigError: the version is not a positive 64-bit number or exists, or `export_dir` is a file.
         CheckpointError: the directory cannot be written.
     """
-    base = Path(export_dir)
-    target = base / str(next_version(base) if version is None else check_version(base, version))
+    base = target = Path(export_dir)
     module = tf.Module()
     # Raw variables, not the Keras model: with the model as a child, the graph gets two handles for each
     # variable and TensorFlow 1 loaders, among them TensorFlow Serving, restore only one of them.
@@ -88,6 +87,7 @@ def export(text_layer: Any, network: Network, pair: bool, export_dir: str | Path
     module.serving_default = signature(text_layer, network, pair)
     temporary = None
     try:
+        target = base / str(next_version(base) if version is None else check_version(base, version))
         base.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=base, prefix=f".tmp-{target.name}-"))
         tf.saved_model.save(module, str(temporary), signatures={"serving_default": module.serving_default})

@@ -5,6 +5,7 @@ over replicas once, clipped once by their global norm, divided by the all-reduce
 once, so that one device and many give the same update whatever the batch is split into.
 """
 
+import functools
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from keras_bert.data import Examples, batches_by_length, batches_in_order, datas
 from keras_bert.errors import CheckpointError, ConfigError, DivergedError
 from keras_bert.heads import Network
 from keras_bert.optimizers import AdamW, WarmUpLinearDecay
-from keras_bert.progress import Progress
+from keras_bert.progress import Progress, clock
 
 METRICS_FILE = "metrics.jsonl"
 Say = Callable[[str], None]
@@ -46,8 +47,14 @@ def strategy_for(config: TrainConfig) -> tf.distribute.Strategy:
     devices = [d.name for d in chosen or tf.config.list_logical_devices("CPU")]
     kind = config.distribution_strategy
     if kind == "mirrored" or (kind == "auto" and len(devices) > 1 and chosen):
-        return tf.distribute.MirroredStrategy(devices)
+        return _mirrored(tuple(devices))
     return tf.distribute.OneDeviceStrategy(devices[0])
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """One strategy a process: those of a second one would number their collectives like those of the first."""
+    return tf.distribute.MirroredStrategy(devices)
 
 
 class Trainer:
@@ -84,6 +91,20 @@ class Trainer:
     def step(self) -> int:
         """Updates made so far."""
         return int(self.optimizer.iterations.numpy())
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, as variables by name, for a checkpoint.
+
+        The variables and not the network: Keras keeps the seeds of dropout from `tf.train.Checkpoint`.
+        """
+        variables = self.network.variables
+        return {
+            "weights": {v.path: v.value for v in variables if "seed_generator" not in v.path},
+            "seeds": [v.value for v in variables if "seed_generator" in v.path],
+            "optimizer": {v.path: v.value for v in self.optimizer.variables},
+            "loss_scale": self.loss_scale,
+            "good_steps": self.good_steps,
+        }
 
     def distribute(self, examples: Examples, batches: list[np.ndarray]) -> Any:
         """The batches as a distributed dataset: each is cut into one part per replica, parts may be empty."""
@@ -236,18 +257,11 @@ def fit(
     trainer = Trainer(network, text, optimizer, config, config.num_train_epochs * steps_per_epoch)
     head = trainer.network.head
     epochs_done = tf.Variable(0, trainable=False, name="epochs_done")
-    checkpoint = tf.train.Checkpoint(
-        network=trainer.network,
-        optimizer=trainer.optimizer,
-        epochs_done=epochs_done,
-        loss_scale=trainer.loss_scale,
-        good_steps=trainer.good_steps,
-    )
+    checkpoint = tf.train.Checkpoint(**trainer.state(), epochs_done=epochs_done)
     manager = writer = None
     history: list[dict[str, Any]] = []
     if model_dir is not None:
-        manager = tf.train.CheckpointManager(checkpoint, str(model_dir / "checkpoints"), max_to_keep=1)
-        history = _resume(checkpoint, manager, model_dir, network, epochs_done, say)
+        manager, history = _resume(checkpoint, model_dir, network, epochs_done, say)
         writer = tf.summary.create_file_writer(str(model_dir / "tensorboard"))
     best = max(history, key=lambda h: h[head.best_metric], default=None)
     say(
@@ -256,7 +270,8 @@ def fit(
     )
     best_answers: dict[str, np.ndarray] | None = None
     rows_done, train_seconds = 0, 0.0
-    for epoch in range(int(epochs_done.numpy()), config.num_train_epochs):
+    first = int(epochs_done.numpy())
+    for epoch in range(first, config.num_train_epochs):
         label, epoch_start = f"epoch {epoch + 1}/{config.num_train_epochs}", time.monotonic()
         batches = batches_by_length(row_lengths, config.train_batch_size, config.seed, epoch)
         train_loss = _train_epoch(trainer, trainer.distribute(train, batches), len(batches), label, progress)
@@ -272,7 +287,9 @@ def fit(
             "seconds": round(time.monotonic() - epoch_start, 2),
         }
         history.append(record)
-        say(f"{label}  " + "  ".join(f"{k} {v:.4f}" for k, v in record.items() if isinstance(v, float)))
+        more = config.num_train_epochs - epoch - 1
+        left = f"  {clock(more * (time.monotonic() - start) / (epoch + 1 - first))} left" if more else ""
+        say(f"{label}  " + "  ".join(f"{k} {v:.4f}" for k, v in record.items() if isinstance(v, float)) + left)
         if len(history) == 1:
             _warn_if_collapsed(evaluation.labels, answers, optimizer, say)
         if best is None or record[head.best_metric] > best[head.best_metric]:
@@ -301,7 +318,7 @@ def _train_epoch(trainer: Trainer, batches: Any, steps: int, label: str, progres
     loss_sum = rows = 0.0
     with Progress(label, steps, progress) as bar:
         for number, (loss, count, finite) in enumerate(trainer.train_batches(batches), 1):
-            if not math.isfinite(loss) or not (finite or trainer.scaled):
+            if not math.isfinite(loss) or not (finite or trainer.loss_scale > 1):  # else a smaller scale may help
                 raise DivergedError(
                     f"{label}, step {number} of {steps}: the loss or its gradient is not a number; "
                     f"lower --learning_rate (now {trainer.rate:g}), or train without mixed precision"
@@ -312,21 +329,32 @@ def _train_epoch(trainer: Trainer, batches: Any, steps: int, label: str, progres
 
 
 def _resume(
-    checkpoint: Any, manager: Any, model_dir: Path, network: Network, epochs_done: Any, say: Say
-) -> list[dict[str, Any]]:
-    """Restore the newest checkpoint of `model_dir`, if there is one; returns the epochs it has behind it."""
-    found = sorted(model_dir.glob("checkpoints/ckpt-*.index"))
-    if not found:
-        return []
-    if manager.latest_checkpoint is None:
+    checkpoint: Any, model_dir: Path, network: Network, epochs_done: Any, say: Say
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Restore the newest checkpoint of `model_dir`, if there is one.
+
+    Returns:
+        The manager of the checkpoints, and the history of the epochs that are done.
+    """
+    folder = model_dir / "checkpoints"
+    found = [path.name for path in folder.glob("ckpt-*.index")]
+    try:
+        manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=1)
+    except ValueError:  # an empty state file; one with other rubbish in it gives no latest checkpoint
+        manager = None
+    if manager is None or (found and manager.latest_checkpoint is None):
         raise CheckpointError(
-            f"{model_dir}/checkpoints: has {found[-1].name} but its `checkpoint` file is broken; "
+            f"{folder}: has {', '.join(found) or 'no checkpoint'} but its `checkpoint` file is broken; "
             "mend it, or start anew with --overwrite"
         )
+    if not found:
+        return manager, []
     try:
         checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
         lines = (model_dir / METRICS_FILE).read_text("utf-8").splitlines()
-        history = [json.loads(line) for line in lines][: int(epochs_done.numpy())]
+        history = [json.loads(line) for line in lines[: int(epochs_done.numpy())]]
+        if len(history) < int(epochs_done.numpy()):
+            raise ValueError(f"{METRICS_FILE} has {len(history)} of {int(epochs_done.numpy())} epochs")
     except (tf.errors.OpError, AssertionError, IndexError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{manager.latest_checkpoint}: cannot be restored ({str(error).splitlines()[0]}); "
@@ -334,7 +362,7 @@ def _resume(
         ) from error
     load(network, open_checkpoint(model_dir))
     say(f"continuing the run in {model_dir} after epoch {len(history)}")
-    return history
+    return manager, history
 
 
 def _write(manager: Any, model_dir: Path, history: list[dict[str, Any]], writer: Any) -> None:

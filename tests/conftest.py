@@ -41,9 +41,12 @@ def minilm() -> Path:
 
 
 def tiny_bert(task: str = "classify", labels: tuple[str, ...] = ("0", "1"), pair: bool = False, **text) -> Bert:
-    """A random two-layer model over `WORDS`."""
+    """A random two-layer model over `WORDS`, the same each time."""
+    import keras
+
     from keras_bert.config import DataConfig
 
+    keras.utils.set_random_seed(2)
     network = Network(TINY, HeadConfig(task=task, labels=labels))
     data = DataConfig(text_pair_column="text_pair" if pair else "")
     return Bert(Text(WORDS, TextConfig(**({"max_seq_length": 16} | text))), network, data)

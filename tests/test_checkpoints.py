@@ -14,19 +14,23 @@ import tensorflow as tf
 from conftest import TINY, WORDS, shared
 from safetensors.numpy import load_file, save_file
 
+from keras_bert import formats
 from keras_bert.checkpoints import (
     TABLES,
     UNUSED,
+    Checkpoint,
     load,
     open_checkpoint,
     replacing,
     save,
     sha256,
-    with_length,
+    text_config,
     write_atomic,
 )
 from keras_bert.config import DataConfig, HeadConfig, TextConfig
 from keras_bert.errors import CheckpointError, ConfigError, DataError
+from keras_bert.formats.settings import Contents
+from keras_bert.formats.torch_file import read_torch
 from keras_bert.heads import Network
 
 LABELS = HeadConfig(labels=("no", "yes"))
@@ -87,7 +91,7 @@ def test_hugging_face():
     assert (found.encoder.activation, found.encoder.hidden_dropout) == ("gelu", 0.0)
     assert len(found.vocabulary) <= found.encoder.vocab_size == 256
     assert found.vocabulary[:4] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    assert found.text == TextConfig(do_lower_case=True, max_seq_length=128)
+    assert found.text == TextConfig(do_lower_case=True, max_seq_length=128, flavour="hf")
     stored, got = load_file(folder / "model.safetensors"), weights(network)
     assert report.new == ("head/pooler/dense/kernel", "head/pooler/dense/bias", *NEW)  # it was saved without a pooler
     assert report.unused == ()
@@ -262,6 +266,23 @@ def test_settings_of_the_config_are_taken_over(hf):
     )
 
 
+def test_pytorch_weights_are_read_where_there_are_no_others():
+    """A token classifier of Hugging Face; only its vocabulary is that of another model."""
+    source = shared("checkpoints/hf_ner_bert_L-1_H-16")
+    contents = formats.hf.read_encoder(source / "config.json", "gelu")[0]
+    checkpoint = Checkpoint(source, "hf", Contents(contents, TextConfig(), WORDS))
+    network = checks.randomize(Network(contents, LABELS))
+    report = load(network, checkpoint)
+    assert report.new == ("head/pooler/dense/kernel", "head/pooler/dense/bias", *NEW)
+    assert report.unused == ("classifier.bias", "classifier.weight", "embeddings.position_ids")
+    stored = {name: value.read() for name, value in read_torch(source / "pytorch_model.bin").items()}
+    for path, name in {
+        "encoder/tokens/embeddings": "bert.embeddings.word_embeddings.weight",
+        "encoder/block_0/attention_norm/gamma": "bert.encoder.layer.0.attention.output.LayerNorm.weight",
+    }.items():
+        np.testing.assert_array_equal(weights(network)[path], stored[name])
+
+
 # === Case ===
 
 
@@ -286,10 +307,10 @@ def test_tokenizer_settings_decide_before_the_vocabulary(hf):
 def test_longest_row(hf):
     found = open_checkpoint(hf)
     assert found.text.max_seq_length == 64, "128, but the model has 64 positions"
-    assert with_length(found.text, found.encoder, None) == found.text
-    assert with_length(found.text, found.encoder, 10).max_seq_length == 10
+    assert text_config(found, {}) == found.text
+    assert text_config(found, {"max_seq_length": 10}).max_seq_length == 10
     with pytest.raises(ConfigError, match="max_seq_length 65 is more than the 64 positions of the model"):
-        with_length(found.text, found.encoder, 65)
+        text_config(found, {"max_seq_length": 65})
 
 
 # === Saving in one piece ===
@@ -546,7 +567,7 @@ HF_FAULTS = {
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "has no model.safetensors$"),
     "pickled weights only": (
         pickled_only,
-        "has no model.safetensors; pytorch_model.bin can hold code, convert it$",
+        "pytorch_model.bin: not a zip archive; files of PyTorch before 1.6 are pickles, which can hold code",
     ),
     "vocabulary longer than the model": (
         lambda d: replace(d / "vocab.txt", "\n".join([*WORDS, "more"]).encode()),

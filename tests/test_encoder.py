@@ -125,7 +125,7 @@ def test_initial_weights():
         value, kind = weight.numpy(), weight.path.rsplit("/", 1)[-1]
         if kind in ("kernel", "embeddings"):
             assert np.abs(value).max() <= 0.1 + 1e-6, weight.path  # truncated at two deviations
-            assert np.abs(value).min() > 0, weight.path
+            assert (value == 0).mean() < 0.01, weight.path
         else:
             assert (value == {"gamma": 1.0, "beta": 0.0, "bias": 0.0}[kind]).all(), weight.path
     assert encoder.tokens.embeddings.numpy().std() == pytest.approx(0.88 * 0.05, rel=0.01)

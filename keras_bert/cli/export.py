@@ -1,5 +1,6 @@
 """`keras-bert export`: a run directory in, a versioned SavedModel that takes strings out."""
 
+import re
 from pathlib import Path
 
 from keras_bert.checkpoints import open_checkpoint
@@ -43,6 +44,6 @@ def parse_version(value: str) -> int:
     Raises:
         ConfigError: it is not plain digits without leading zeros, or does not fit 64 bits.
     """
-    if not value.isascii() or not value.isdigit() or value.startswith("0") or int(value) >= 2**63:
+    if not re.fullmatch("[1-9][0-9]{0,18}", value) or int(value) >= 2**63:
         raise ConfigError(f"--version must be a whole number from 1 to 2^63 - 1 without leading zeros, got {value!r}")
     return int(value)

@@ -18,10 +18,10 @@ from keras_bert.checkpoints import (
     Checkpoint,
     open_checkpoint,
     sha256,
-    with_length,
+    text_config,
     write_atomic,
 )
-from keras_bert.cli.flags import Flags, note
+from keras_bert.cli.flags import Flags, names_of, note
 from keras_bert.config import DataConfig, HeadConfig, OptimizerConfig, TextConfig, TrainConfig, dumps
 from keras_bert.data import Rows, encode_labels, find_labels, find_multilabels, hold_out, read, split_labels
 from keras_bert.errors import ConfigError
@@ -71,25 +71,27 @@ def run(flags: Flags) -> dict[str, Any]:
     train, evaluation, labels = read_rows(flags, data, task, train_config.seed)
     head = flags.config(HeadConfig, task=task, labels=labels)
     checkpoint = open_checkpoint(flags["init_checkpoint"])
-    length = flags["max_seq_length"] if flags.given("max_seq_length") else None
-    with_length(checkpoint.text, checkpoint.encoder, length)
+    if checkpoint.path.resolve() == folder.resolve():
+        raise ConfigError(f"--init_checkpoint and --model_dir are both {folder}; a run cannot start from itself")
+    text = {name: flags[name] for name in names_of(TextConfig) if flags.given(name)}
+    text_config(checkpoint, text)
 
-    prepare_model_dir(folder, flags)
     note("starting TensorFlow")
     from keras_bert import training  # from here on things take time; all that is cheap to check has been
     from keras_bert.bert import Bert
 
+    training.strategy_for(train_config)
     bert = Bert.from_checkpoint(
         checkpoint.path,
         task=task,
         labels=labels,
-        max_seq_length=length,
-        do_lower_case=flags["do_lower_case"] if flags.given("do_lower_case") else None,
         data=data,
         dropout=head.dropout,
         seed=train_config.seed,
+        **text,
     )
     note(f"{checkpoint.path} ({describe(checkpoint)}): {bert.report}")
+    prepare_model_dir(folder, flags)  # not before all that can be refused has been
     result = bert.fit_rows(train, evaluation, train_config, optimizer, folder, sys.stderr, note)
     final = {
         "schema": 1,
@@ -104,7 +106,8 @@ def run(flags: Flags) -> dict[str, Any]:
         "weights_sha256": sha256(folder / WEIGHTS_FILE),
         **training.environment(),
     }
-    write_atomic(folder / FINAL_FILE, dumps(final))
+    if not (folder / FINAL_FILE).exists():  # else the run was finished before, and nothing was trained now
+        write_atomic(folder / FINAL_FILE, dumps(final))
     print(report(bert, evaluation, result), flush=True)
     note(f"saved the best epoch ({result.best['epoch']}) in {folder}")
     return final
@@ -157,12 +160,13 @@ def check_model_dir(folder: Path, flags: Flags) -> None:
         raise ConfigError(f"--model_dir {folder}: is not empty and holds no run; name another directory")
     if flags["overwrite"]:
         return
-    before = set((folder / FLAGS_FILE).read_text("utf-8").splitlines())
-    differing = sorted(set(own_flags(flags).splitlines()) - before)
-    if differing:
+    then = set((folder / FLAGS_FILE).read_text("utf-8", errors="replace").splitlines())
+    now = set(own_flags(flags).splitlines())
+    if now != then:
+        changes = (("now", now - then), ("then", then - now))
+        said = ", ".join(f"{when} {' '.join(sorted(lines))}" for when, lines in changes if lines)
         raise ConfigError(
-            f"--model_dir {folder}: holds a run with other flags (now {' '.join(differing)}); "
-            "name another directory, or --overwrite"
+            f"--model_dir {folder}: holds a run with other flags ({said}); name another directory, or --overwrite"
         )
 
 
@@ -178,8 +182,12 @@ def prepare_model_dir(folder: Path, flags: Flags) -> None:
 
 
 def own_flags(flags: Flags) -> str:
-    """What tells one run from another: all flags but the place of the run."""
-    return flags.resolved(leave_out=("overwrite", "model_dir"))
+    """What tells one run from another, and repeats it: all flags but the place of the run.
+
+    Flags whose default is not a value but found out are in it only where they were given.
+    """
+    found_out = [*names_of(TextConfig), *(["eval_share"] if flags["eval_file"] else [])]
+    return flags.resolved(("overwrite", "model_dir", *(name for name in found_out if not flags.given(name))))
 
 
 def report(bert: Any, evaluation: Rows, result: Any) -> str:

@@ -1,6 +1,8 @@
 """Flags from dataclasses: a field's name, default, help and choices become one absl flag."""
 
+import contextlib
 import dataclasses
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -19,6 +21,11 @@ DEFINE: dict[type, Any] = {
 }
 
 
+def names_of(kind: type) -> list[str]:
+    """The fields of a dataclass that are flags."""
+    return [field.name for field in dataclasses.fields(kind) if "help" in field.metadata]
+
+
 class Flags:
     """The flags of one command.
 
@@ -34,7 +41,7 @@ class Flags:
         self.required: list[str] = []
         for kind in kinds:
             for field in dataclasses.fields(kind):
-                if "help" in field.metadata:
+                if field.name in names_of(kind):
                     self.add(field.name, field.default, field.metadata["help"], field.metadata["choices"])
         self.add("help", False, "Show this.")
 
@@ -56,12 +63,19 @@ class Flags:
         Raises:
             ConfigError: an unknown flag, a value of the wrong kind, a missing flag, or a bad flag file.
         """
+        warnings = io.StringIO()
         try:
-            rest = self.values([self.command, *argv])[1:]
+            with contextlib.redirect_stderr(warnings):
+                rest = self.values([self.command, *argv])[1:]
         except flags.Error as error:
-            raise ConfigError(" ".join(str(error).split())) from error
-        except (OSError, RecursionError) as error:
+            raise ConfigError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
+        except (OSError, RecursionError, UnicodeDecodeError) as error:
             raise ConfigError(f"flag file: {error}") from error
+        if warnings.getvalue():  # absl says one thing only, and goes on: that a flag file reads itself
+            raise ConfigError(" ".join(warnings.getvalue().removeprefix("Warning: ").split()))
+        broken = [f"--{name}" for name in self.values if "\n" in str(self[name])]
+        if broken:
+            raise ConfigError(f"{', '.join(broken)}: a value must be one line")
         if self["help"]:
             print(self.usage())
             return False
@@ -85,8 +99,7 @@ class Flags:
         Raises:
             ConfigError: a value is out of its range.
         """
-        names = [f.name for f in dataclasses.fields(kind) if "help" in f.metadata]  # type: ignore[arg-type]
-        return from_dict(kind, {name: self[name] for name in names} | extra)
+        return from_dict(kind, {name: self[name] for name in names_of(kind)} | extra)
 
     def resolved(self, leave_out: Sequence[str] = ()) -> str:
         """All flags with their values, in the form that `--flagfile` reads; strings must hold no newline."""
@@ -112,5 +125,6 @@ class Flags:
 
 
 def note(line: str) -> None:
-    """A line for the person at the terminal, on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    """A line for the person at the terminal, on standard error; work goes on where nobody reads it."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ had in training, so that it is a Kaggle submission as it stands.
 
 import csv
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--predict_batch_size must be at least 1, got {flags['predict_batch_size']}")
     if output.is_dir() or not output.parent.is_dir():
         raise ConfigError(f"--output_file {output}: must be a file in a directory that exists")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output_file {output}: no permission to write in {output.parent}")
     checkpoint = open_checkpoint(flags["model_dir"])
     data = checkpoint.data
     if data is None:
@@ -46,7 +49,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--output_file {output}: is also the input; name another file")
     ids = rows.columns.get(data.id_column)
     if ids and len(set(ids)) < len(ids):
-        twice = next(i for i, value in enumerate(ids) if value in ids[:i])
+        first = {value: i for i, value in reversed(list(enumerate(ids)))}
+        twice = next(i for i, value in enumerate(ids) if first[value] < i)
         note(f"warning: {rows.where(twice)}: the {data.id_column} {ids[twice]!r} is there more than once")
 
     from keras_bert.bert import Bert
@@ -66,14 +70,14 @@ def main(argv: list[str]) -> int:
 def as_csv(rows: Rows, answers: list[dict[str, Any]], bert: Any, probabilities: bool) -> str:
     """The output file: id, label, and the scores if they are asked for."""
     data, labels = bert.data, bert.labels
-    with_id = data.id_column in rows.columns
-    header = [data.id_column] * with_id + [data.label_column]
+    ids = rows.columns.get(data.id_column)
+    header = ([data.id_column] if ids else []) + [data.label_column]
     header += [f"score_{label}" for label in labels] * probabilities
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
     for i, answer in enumerate(answers):
-        row = [rows[data.id_column][i]] * with_id + [value_of(answer)]
+        row = ([ids[i]] if ids else []) + [value_of(answer)]
         writer.writerow(row + [answer["scores"][label] for label in labels] * probabilities)
     return out.getvalue()
 

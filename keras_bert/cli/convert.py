@@ -1,0 +1,54 @@
+"""`keras-bert convert`: a checkpoint of one format in, the same checkpoint in another out, or nothing at all."""
+
+from keras_bert.cli.flags import Flags, note
+from keras_bert.conversion import Changes, convert
+from keras_bert.formats import FORMATS
+
+
+def define() -> Flags:
+    """The flags of the command."""
+    flags = Flags("convert", "write a checkpoint in another format")
+    names = tuple(FORMATS)
+    flags.require("input_dir", "Directory of the checkpoint.")
+    flags.require("output_dir", "Directory to write; must be absent or empty.")
+    flags.require("to_format", f"Format to write: {', '.join(names)}.")
+    flags.add("from_format", "", "Format of --input_dir; default: found out.", ("", *names))
+    flags.add("verify", False, "Read back what was written and compare every bit before it takes its name.")
+    flags.add(
+        "activation",
+        "",
+        "GELU to record: gelu (exact) or gelu_tanh; default: what the source's format means by its name.",
+        ("", "gelu", "gelu_tanh"),
+    )
+    flags.add("do_lower_case", True, "Is the model uncased? Default: what the source says or its vocabulary shows.")
+    flags.add("num_segments", 0, "Grow the segment table to so many rows, copies of its last one; 0 leaves it.")
+    flags.add("max_positions", 0, "Grow the position table to so many rows, repeating its rows; 0 leaves it.")
+    flags.add("drop", "", "Regular expression: tensors of the source with such names may be left out.")
+    flags.add("keep_keys", "", "Unknown keys of the source's settings that do not change the model, comma separated.")
+    return flags
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; prints where each weight came from and went."""
+    flags = define()
+    if not flags.parse(argv):
+        return 0
+    changes = Changes(
+        activation=flags["activation"] or None,
+        do_lower_case=flags["do_lower_case"] if flags.given("do_lower_case") else None,
+        num_segments=flags["num_segments"] or None,
+        max_positions=flags["max_positions"] or None,
+        drop=flags["drop"],
+        keep_keys=tuple(key.strip() for key in flags["keep_keys"].split(",") if key.strip()),
+    )
+    report = convert(
+        flags["input_dir"],
+        flags["output_dir"],
+        flags["to_format"],
+        flags["from_format"] or None,
+        changes,
+        flags["verify"],
+    )
+    print(report)
+    note(f"wrote {flags['output_dir']}")
+    return 0
