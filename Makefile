@@ -34,6 +34,9 @@ proofs: $(VENV)/.peers
 bench: $(VENV)/.peers
 	$(BIN)/python benchmarks/disaster_tweets.py
 	$(BIN)/python benchmarks/tokenization.py
+	$(BIN)/python benchmarks/pretraining.py
+	$(BIN)/python benchmarks/lite.py
+	$(BIN)/python benchmarks/scale.py
 
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v)'

@@ -12,19 +12,32 @@ extras = {
     "serve": ["starlette>=0.40", "uvicorn>=0.30"],
     "hub": ["huggingface_hub>=0.24", "kagglehub>=0.3"],
     "vocab": ["tokenizers>=0.20"],
+    "beam": ["apache-beam>=2.60"],  # in an environment of its own: its protobuf is older than TensorFlow's
     "gpu": ["tensorflow[and-cuda]>=2.20,<2.21"],
     "garden": ["tf-models-official~=2.20.0"],
 }
-extras["peers"] = ["scikit-learn>=1.5", "torch>=2.4", "transformers>=4.50"]  # what benchmarks and proofs compare with
+extras["peers"] = [  # what benchmarks and proofs compare with
+    "bert-tensorflow==1.0.4",
+    "keras-hub",
+    "seqeval>=1.2",
+    "scikit-learn>=1.5",
+    "torch>=2.4",
+    "transformers>=4.50",
+]
 extras["dev"] = [
     *extras["serve"],
     *extras["vocab"],
     "build",
+    "grpcio>=1.60",  # the tests of export/client.py
     "huggingface_hub>=0.24",
     "hypothesis>=6.100",
+    "ipykernel>=6.29",
+    "matplotlib>=3.8",
     "mypy>=1.11",
+    "nbclient>=0.10",
     "pre-commit>=3.7",
     "pytest>=8",
+    "pyyaml>=6",
     "ruff>=0.6",
     "scikit-learn>=1.5",
 ]
@@ -38,7 +51,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["keras_bert", "keras_bert.*"]),
-    package_data={"keras_bert": ["py.typed", "samples/*", "unicode/*"]},
+    package_data={"keras_bert": ["py.typed", "samples/*", "unicode/*", "server_ops.txt"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=1.4",

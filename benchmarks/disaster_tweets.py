@@ -30,8 +30,10 @@ class Ours:
 
     def __init__(self, job: dict) -> None:
         from keras_bert import Bert, OptimizerConfig, TrainConfig
-        from keras_bert.data import Examples, lengths
-        from keras_bert.training import Trainer
+        from keras_bert.data import Examples
+        from keras_bert.heads import Network
+        from keras_bert.trainer import Trainer
+        from keras_bert.training import HeadTask, LabelledRows
 
         bert = Bert.from_checkpoint(job["checkpoint"], labels=["0", "1"], max_seq_length=LENGTH, seed=job["seed"])
         self.config = TrainConfig(num_train_epochs=EPOCHS, train_batch_size=BATCH, seed=job["seed"])
@@ -39,21 +41,20 @@ class Ours:
             learning_rate=RATE, warmup_proportion=WARMUP, weight_decay=DECAY, clip_norm=CLIP, epsilon=EPSILON
         )
         self.train, self.held = (
-            Examples([r[0] for r in rows], None, [r[1] for r in rows]) for rows in (job["train"], job["held"])
+            LabelledRows(Examples(([r[0] for r in rows],), [r[1] for r in rows]), bert.text, self.config)
+            for rows in (job["train"], job["held"])
         )
-        self.lengths = lengths(self.train, bert.text)
-        steps = EPOCHS * -(-len(self.train) // BATCH)
-        self.trainer = Trainer(bert.network, bert.text, optimizer, self.config, steps)
+        shape, head = bert.network.encoder.config, bert.network.head.config
+        make = lambda policy: HeadTask(Network(shape, head, dtype=policy))  # noqa: E731
+        self.trainer = Trainer(make, bert.network, optimizer, self.config, EPOCHS * self.train.steps)
 
     def epoch(self, number: int) -> None:
-        from keras_bert.data import batches_by_length
-
-        batches = batches_by_length(self.lengths, BATCH, self.config.seed, number)
-        for _ in self.trainer.train_batches(self.trainer.distribute(self.train, batches)):
-            pass
+        for batch in self.trainer.take(self.train.training(self.trainer, number * self.train.steps)):
+            self.trainer.train(batch)
+        self.trainer.flush()
 
     def predict(self) -> list[int]:
-        return self.trainer.evaluate(self.held)[1]["class_id"].tolist()
+        return self.held.evaluate(self.trainer)[1]["class_id"].tolist()
 
 
 class HuggingFace:

@@ -5,22 +5,30 @@ import io
 import os
 import sys
 
-from keras_bert.errors import KerasBertError
+from keras_bert.errors import KerasBertError, Stopped
 
 COMMANDS = {
     "demo": "the whole way on a small sample: fine-tune, export, serve, ask",
+    "pretrain": "train a BERT from a corpus",
     "finetune": "train a pretrained BERT on a labelled file",
+    "evaluate": "the metrics of a model on a labelled file",
     "predict": "label the rows of a file",
     "export": "write a SavedModel that takes strings, for TensorFlow Serving",
+    "verify_export": "ask an exported model, here or on a server, whether it still answers as it did",
+    "lite": "write a LiteRT (TensorFlow Lite) model, for phones and small machines",
+    "versions": "list, label, prune and roll back the versions of an exported model",
     "convert": "write a checkpoint in another format",
+    "corpus": "turn texts into rows to pretrain on",
     "vocab": "learn a WordPiece vocabulary from texts",
+    "ablate": "leave something out of the recipe, and see what it was for",
     "serve": "answer REST requests from an exported model, on this machine",
+    "bundle": "one directory with weights and wheels, for machines without internet",
 }
 USAGE = "\n".join(
     [
         "usage: keras-bert COMMAND [--flags]",
         "",
-        *(f"  {name:10} {what}" for name, what in COMMANDS.items()),
+        *(f"  {name:13} {what}" for name, what in COMMANDS.items()),
         "",
         "`keras-bert COMMAND --help` lists the flags of a command.",
     ]
@@ -55,6 +63,8 @@ def _run(name: str, argv: list[str]) -> tuple[int, str]:
     """The exit code of a command, and what to tell the person."""
     try:
         return importlib.import_module(f"keras_bert.cli.{name}").main(argv), ""
+    except Stopped as stopped:
+        return stopped.exit_code, str(stopped)
     except KerasBertError as error:
         return error.exit_code, f"error: {error}"
     except BrokenPipeError:  # the reader of our output went away, as in `| head`
@@ -63,6 +73,13 @@ def _run(name: str, argv: list[str]) -> tuple[int, str]:
         return 5, f"error: {error}"
     except KeyboardInterrupt:
         return 130, "stopped"
+    except Exception as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
+            raise
+        return 1, (
+            "error: out of memory; lower --train_batch_size, --eval_batch_size or --max_seq_length, raise "
+            "--grad_accum_steps, or use --mixed_precision=bfloat16"
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`Bert`: texts in, answers out. The whole package behind one small class; plain Keras underneath."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -9,12 +10,22 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bert import checkpoints, serving, training
-from keras_bert.config import DataConfig, HeadConfig, OptimizerConfig, TrainConfig
-from keras_bert.data import Examples, Rows, batches_in_order, encode_labels, hold_out, lengths
+from keras_bert import checkpoints, readers, serving, training
+from keras_bert.answers import ANSWERS
+from keras_bert.config import (
+    DataConfig,
+    HeadConfig,
+    OptimizerConfig,
+    TrainConfig,
+    WindowConfig,
+    from_dict,
+    to_dict,
+)
+from keras_bert.data import Examples, Rows, batches_in_order, encode_labels, encoded, hold_out, lengths
 from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.heads import Network
 from keras_bert.progress import Progress
+from keras_bert.runs import locked
 from keras_bert.text import Text
 
 
@@ -34,14 +45,20 @@ class Bert:
         text: `text.Text`, strings to features.
         network: `heads.Network`, a plain `keras.Model`: features to logits.
         data: the columns that the `keras-bert` commands read.
+        windows: how long texts are read, where a call does not say.
         report: what loading filled, and what it left new.
     """
 
-    def __init__(self, text: Text, network: Network, data: DataConfig | None = None) -> None:
+    def __init__(
+        self, text: Text, network: Network, data: DataConfig | None = None, windows: WindowConfig | None = None
+    ) -> None:
         self.text, self.network = text, network
         self.data = data or DataConfig()
+        if network.head.config.task == "span" and not self.data.text_pair_column:
+            self.data = dataclasses.replace(self.data, text_pair_column="text_pair")
+        self.windows = windows or network.head.windows(text.config.max_seq_length)
         self.report: checkpoints.Report | None = None
-        self._answer: Any = None
+        self._answer: dict[WindowConfig, Any] = {}
 
     @classmethod
     def from_checkpoint(
@@ -52,17 +69,23 @@ class Bert:
         data: DataConfig | None = None,
         dropout: float = 0.1,
         seed: int = 12345,
+        head: dict[str, Any] | None = None,
+        windows: dict[str, Any] | None = None,
         **text: Any,
     ) -> "Bert":
         """A pretrained encoder with a new head for `task`.
 
         Args:
             path: directory of a Hugging Face or google-research/bert checkpoint, or of one of our runs.
-            task: "classify", "multilabel" or "regress".
-            labels: values of the label, in the order of class ids; none for "regress".
+            task: "classify", "multilabel", "regress", "tag" or "span".
+            labels: values of the label, in the order of class ids; types of entities for "tag", none for "regress"
+                and "span".
             seed: of the head's initial weights.
+            head: further fields of `HeadConfig`, such as `{"version_2_with_negative": True}`.
+            windows: fields of `WindowConfig`, to read long texts otherwise than the head does by itself.
             text: fields of `TextConfig` to take instead of the checkpoint's, such as `max_seq_length=256`; None
-                asks the checkpoint. Its own are 128 tokens and the case of its tokenizer, or of its vocabulary.
+                asks the checkpoint. Its own are 128 tokens (384 for "span") and the case of its tokenizer, or of its
+                vocabulary.
 
         Raises:
             CheckpointError: the directory has no checkpoint, or it does not fit. A run of ours must have
@@ -70,14 +93,19 @@ class Bert:
             ConfigError: the labels do not suit the task, or the model has too few positions.
         """
         found = checkpoints.open_checkpoint(path)
-        head = HeadConfig(task=task, labels=tuple(map(str, labels)), dropout=dropout)
-        if found.head is not None and (found.head.task, found.head.labels) != (head.task, head.labels):
+        config = from_dict(
+            HeadConfig, {"task": task, "labels": list(map(str, labels)), "dropout": dropout} | (head or {})
+        )
+        if found.head is not None and (found.head.task, found.head.labels) != (config.task, config.labels):
             raise CheckpointError(
                 f"{path}: was trained for {found.head.task} with labels {list(found.head.labels)}, "
-                f"not for {head.task} with {list(head.labels)}"
+                f"not for {config.task} with {list(config.labels)}"
             )
-        config = checkpoints.text_config(found, text)
-        bert = cls(Text(found.vocabulary, config), Network(found.encoder, head), data)
+        network = Network(found.encoder, config)
+        if network.head.max_seq_length and found.head is None and text.get("max_seq_length") is None:
+            text["max_seq_length"] = min(network.head.max_seq_length, found.encoder.max_positions)
+        bert = cls(Text(found.vocabulary, checkpoints.text_config(found, text)), network, data)
+        bert.windows = from_dict(WindowConfig, to_dict(bert.windows) | (windows or {}))
         bert.report = checkpoints.load(bert.network, found)
         initialize(bert.network, bert.report.new, seed)
         return bert
@@ -95,7 +123,8 @@ class Bert:
                 f"{path}: a {found.format} checkpoint has no trained head; fine-tune it first "
                 "(`keras-bert finetune`, or Bert.from_checkpoint and fit)"
             )
-        bert = cls(Text(found.vocabulary, found.text), Network(found.encoder, found.head), found.data)
+        network = Network(found.encoder, found.head)
+        bert = cls(Text(found.vocabulary, found.text), network, found.data, found.contents.windows)
         bert.report = checkpoints.load(bert.network, found)
         return bert
 
@@ -124,7 +153,9 @@ class Bert:
 
         Args:
             texts, text_pairs: n strings each; `text_pairs` only for pairs.
-            labels: n label values (classify), comma lists of them (multilabel), or numbers (regress).
+            labels: n label values (classify), comma lists of them (multilabel), numbers (regress), lists of
+                `(start, end, type)` of entities (tag), or lists of `(start, answer)`, empty where a question has none
+                (span); starts and ends in characters.
             evaluation: `(texts, labels)` or `(texts, labels, text_pairs)`; None holds out a tenth of the
                 rows, stratified, equal texts together.
             config, optimizer: see `TrainConfig` and `OptimizerConfig`.
@@ -145,7 +176,10 @@ class Bert:
             rows, held_out = rows.take(kept), rows.take(held)
         else:
             held_out = self._rows(*evaluation)
-        return self.fit_rows(rows, held_out, config, optimizer or OptimizerConfig(), model_dir, progress)
+        folder = None if model_dir is None else Path(model_dir)
+        with locked(folder) if folder else contextlib.nullcontext():
+            keeping = training.Keeping(folder)
+            return self.fit_rows(rows, held_out, config, optimizer or OptimizerConfig(), keeping, progress)
 
     def fit_rows(
         self,
@@ -153,16 +187,15 @@ class Bert:
         evaluation: Rows,
         config: TrainConfig,
         optimizer: OptimizerConfig,
-        model_dir: str | Path | None,
+        keeping: training.Keeping,
         progress: Any,
         say: training.Say | None = None,
     ) -> training.Result:
         """`fit` for rows of files, with the columns named by `data`."""
-        folder = None if model_dir is None else Path(model_dir)
 
         def save_best(network: Network, record: dict[str, Any]) -> None:
-            if folder is not None:
-                self.save(folder, notes=record)
+            if keeping.folder is not None:
+                self.save(keeping.folder, notes=record)
 
         def to_progress(line: str) -> None:
             if progress is not None:
@@ -175,12 +208,13 @@ class Bert:
             self.examples(evaluation),
             config,
             optimizer,
-            folder,
+            keeping,
             save_best,
             say or to_progress,
             progress,
+            self.windows,
         )
-        self._answer = None
+        self._answer = {}
         return result
 
     def examples(self, rows: Rows, labelled: bool = True) -> Examples:
@@ -189,10 +223,11 @@ class Bert:
         Raises:
             DataError: a label cannot be used; the file and line are named.
         """
-        head = self.network.head.config
-        labels = encode_labels(rows, self.data.label_column, head.task, head.labels) if labelled else None
-        pairs = rows[self.data.text_pair_column] if self.pair else None
-        return Examples(rows[self.data.text_column], pairs, labels)
+        columns = (self.data.text_column, self.data.text_pair_column)
+        segments = tuple(rows[name] for name in columns if name)
+        if not labelled:
+            return Examples(segments)
+        return Examples(segments, *encoded_labels(rows, self.data, self.network.head.config))
 
     def predict(
         self,
@@ -200,34 +235,44 @@ class Bert:
         text_pairs: Sequence[str] | None = None,
         batch_size: int = 64,
         progress: Any = None,
+        windows: WindowConfig | None = None,
     ) -> list[dict[str, Any]]:
         """Answers for texts, in their order, equal to those of the exported model.
 
+        Args:
+            windows: how texts that are too long are read; None is `self.windows`.
+
         Returns:
             For each text a dict: `label`, `score` and `scores` (label -> score, best first) for classify;
-            `labels` (the active ones) and `scores` for multilabel; `score` for regress; and always
-            `truncated`.
+            `labels` (the active ones) and `scores` for multilabel; `score` for regress; `entities` for tag, dicts of
+            `type`, `text`, `score`, `start`, `end`, `start_byte` and `end_byte`; for span `answer` ("" where there is
+            none), `score`, `start`, `end`, `start_byte`, `end_byte` (-1 where there is none), `null_score_diff` and
+            `nbest`, the best spans; and always `truncated`.
 
         Raises:
             DataError: a text is no string, or the model needs pairs and got single texts, or the other way
                 round.
         """
-        found = self.arrays(texts, text_pairs, batch_size, progress)
-        out: list[dict[str, Any]] = []
-        for i in range(len(found["truncated"])):
-            row = {name: values[i] for name, values in found.items()}
-            names = [n.decode("utf-8") for n in row.get("labels", ())]
-            answer: dict[str, Any] = {}
-            if "label" in row:
-                answer["label"] = row["label"].decode("utf-8")
-            if "score" in row:
-                answer["score"] = float(row["score"])
-            if "active" in row:
-                answer["labels"] = [n for n, on in zip(names, row["active"], strict=True) if on]
-            if names:
-                answer["scores"] = {n: float(s) for n, s in zip(names, row["scores"], strict=True)}
-            out.append(answer | {"truncated": bool(row["truncated"])})
-        return out
+        return self.plain(self.arrays(texts, text_pairs, batch_size, progress, windows))
+
+    def plain(self, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        """What `arrays` gives, as `predict` gives it."""
+        answer = ANSWERS[self.network.head.config.task]
+        rows = ({name: values[i] for name, values in found.items()} for i in range(len(found["truncated"])))
+        return [answer(row) | {"truncated": bool(row["truncated"])} for row in rows]
+
+    def evaluate(
+        self, rows: Rows, batch_size: int = 64, progress: Any = None, windows: WindowConfig | None = None
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Metrics of the model on labelled rows, and what `arrays` gives for them.
+
+        Raises:
+            DataError: a label cannot be used; the file and line are named.
+        """
+        truth = self.examples(rows).truth
+        pairs = rows[self.data.text_pair_column] if self.pair else None
+        found = self.arrays(rows[self.data.text_column], pairs, batch_size, progress, windows)
+        return self.network.head.metrics_of(truth, found), found
 
     def arrays(
         self,
@@ -235,23 +280,32 @@ class Bert:
         text_pairs: Sequence[str] | None = None,
         batch_size: int = 64,
         progress: Any = None,
+        windows: WindowConfig | None = None,
     ) -> dict[str, np.ndarray]:
-        """What `serving.serve` gives for the texts, as NumPy arrays with one row a text, in their order."""
+        """What `serving.Served.answer` gives for the texts, as NumPy arrays with one row a text, in their order."""
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        examples = Examples(*self._texts(texts, text_pairs))
-        if self._answer is None:
-            self._answer = serving.signature(self.text, self.network, self.pair)
-        batches = batches_in_order(lengths(examples, self.text), batch_size) or [np.zeros(0, np.int64)]
+        examples = Examples(self._texts(texts, text_pairs))
+        windows = windows or self.windows
+        if windows not in self._answer:
+            self._answer[windows] = serving.signature(self.text, self.network, self.pair, windows)
+        batches = self._batches(examples, batch_size, windows) or [np.zeros(0, np.int64)]
         parts = []
         with Progress("predict", len(examples), progress) as bar:
             for batch in batches:
-                columns = [examples.texts] if examples.pairs is None else [examples.texts, examples.pairs]
-                answer = self._answer(*([encode(c[i]) for i in batch] for c in columns))
+                answer = self._answer[windows](*(encoded(c[i] for i in batch) for c in examples.segments))
                 parts.append({name: value.numpy() for name, value in answer.items()})
                 bar.add(len(batch))
         back = np.argsort(np.concatenate(batches), kind="stable")
         return {name: np.concatenate([p[name] for p in parts])[back] for name in parts[0]}
+
+    def _batches(self, examples: Examples, batch_size: int, windows: WindowConfig) -> list[np.ndarray]:
+        """Batches of about `batch_size` windows, of rows of like length."""
+        longest = self.text.config.max_seq_length
+        tokens = lengths(examples, self.text, cut=False)
+        stride = windows.doc_stride or max(1, longest // 4)
+        counts = np.minimum(1 + np.maximum(tokens - longest, 0) // stride, windows.max_windows)
+        return batches_in_order(np.minimum(tokens, longest), batch_size, counts)
 
     def save(self, path: str | Path, notes: dict[str, Any] | None = None) -> None:
         """Write weights, vocabulary, labels and settings to a directory; `load` reads it.
@@ -259,29 +313,49 @@ class Bert:
         Raises:
             CheckpointError: the directory cannot be written.
         """
-        checkpoints.save(path, self.network, self.text.vocabulary, self.text.config, self.data, notes)
+        located = self.network.head.located
+        windows = self.windows if located else None
+        checkpoints.save(path, self.network, self.text.vocabulary, self.text.config, self.data, notes, windows)
 
-    def export(self, export_dir: str | Path, version: int | None = None) -> Path:
-        """Write a SavedModel that takes strings to `export_dir/VERSION`; see `serving.export`."""
-        return serving.export(self.text, self.network, self.pair, export_dir, version)
+    def export(self, export_dir: str | Path, version: int | None = None, **options: Any) -> Path:
+        """Write a SavedModel that takes strings to `export_dir/VERSION`; for the options see `serving.export`."""
+        options["windows"] = options.get("windows") or self.windows
+        return serving.export(self.text, self.network, self.pair, export_dir, version, **options)
 
     def _rows(self, texts: Sequence[str], labels: Sequence[Any], pairs: Sequence[str] | None = None) -> Rows:
-        first, second = self._texts(texts, pairs)
-        columns = {self.data.text_column: first, self.data.label_column: [str(v) for v in labels]}
-        if second is not None:
-            columns[self.data.text_pair_column] = second
+        segments = self._texts(texts, pairs)
+        names = (self.data.text_column, self.data.text_pair_column)
+        columns: dict[str, list[Any]] = dict(zip(names, segments, strict=False))
+        located = self.network.head.located
+        columns[self.data.label_column] = [list(v) if located else str(v) for v in labels]
         sizes = {name: len(values) for name, values in columns.items()}
         if len(set(sizes.values())) > 1:
             raise DataError(f"texts and labels must be equally many, got {sizes}")
-        if not first:
+        if not segments[0]:
             raise DataError("there are no texts; training and evaluation need at least one row each")
-        return Rows(columns, ["row"] * len(first), list(range(1, len(first) + 1)))
+        return Rows(columns, ["row"] * len(segments[0]), list(range(1, len(segments[0]) + 1)))
 
-    def _texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[list[str], list[str] | None]:
+    def _texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[list[str], ...]:
         """The texts as lists, if they are what this model reads."""
         if self.pair != (pairs is not None):
             raise DataError("this model reads " + ("pairs: give text_pairs too" if self.pair else "single texts"))
-        return strings("texts", texts), None if pairs is None else strings("text_pairs", pairs)
+        first = strings("texts", texts)
+        return (first,) if pairs is None else (first, strings("text_pairs", pairs))
+
+
+def encoded_labels(rows: Rows, data: DataConfig, head: HeadConfig) -> tuple[Any, Any]:
+    """Labels and references of `data.Examples`.
+
+    Raises:
+        DataError: a label cannot be used; the file and line are named.
+    """
+    if head.task == "tag":
+        return readers.encode_entities(rows, data, head.labels), None
+    if head.task == "span":
+        passages = encoded(rows[data.text_pair_column])
+        golds = [[text for _, text in answers] for answers in rows[data.label_column]]
+        return readers.encode_answers(rows, data), list(zip(passages, golds, strict=True))
+    return encode_labels(rows, data.label_column, head.task, head.labels), None
 
 
 def strings(name: str, values: Sequence[str]) -> list[str]:
@@ -297,11 +371,6 @@ def strings(name: str, values: Sequence[str]) -> list[str]:
         if not isinstance(value, str):
             raise DataError(f"{name}[{i}] is {value!r}, a {type(value).__name__} and not a string")
     return found
-
-
-def encode(text: str) -> bytes:
-    """UTF-8, also of strings that no decoder gives (lone surrogates)."""
-    return text.encode("utf-8", "surrogatepass")
 
 
 def initialize(network: Network, paths: Sequence[str], seed: int) -> None:

@@ -11,12 +11,8 @@ Loading is strict: every weight of the model is filled from the checkpoint, or i
 of the checkpoint is used, or is named as unused. Weights are data: nothing is ever unpickled or executed.
 """
 
-import contextlib
-import hashlib
-import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from keras_bert import formats, hub
-from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, dumps, from_dict, to_dict
+from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, WindowConfig, dumps, from_dict, to_dict
 from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.files import replacing, write_atomic
 from keras_bert.formats import FORMATS, extra, ours
 from keras_bert.formats.containers import WEIGHTS_FILE
 from keras_bert.formats.ours import CONFIG_FILE
@@ -154,12 +151,12 @@ def load(network: Any, checkpoint: Checkpoint) -> Report:
             problems.append(f"{entry.name} holds values that are not numbers")
         else:
             filled[path] = value
-    unused = sorted(tensors)
+    unused, known = sorted(tensors), {entry.name for entry in rows.values()}
     may_stay = "^head/" if checkpoint.format == "keras_bert" and checkpoint.head is None else "^$"
     problems += [
         f"tensor {name} has no place in the model"
         for name in unused
-        if not re.search(UNUSED.get(checkpoint.format, may_stay), name)
+        if name not in known and not re.search(UNUSED.get(checkpoint.format, may_stay), name)
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -204,8 +201,9 @@ def save(
     network: Any,
     vocabulary: list[str],
     text: TextConfig,
-    data: DataConfig,
+    data: DataConfig | None,
     notes: Mapping[str, Any] | None = None,
+    windows: WindowConfig | None = None,
 ) -> None:
     """Write `network` and all that is needed to use it into the directory `path`, in our format.
 
@@ -217,7 +215,8 @@ def save(
     """
     path = Path(path)
     weights = {v.path: np.ascontiguousarray(v.numpy()) for v in network.weights if "seed_generator" not in v.path}
-    contents = Contents(network.encoder.config, text, vocabulary, network.head.config, data, dict(notes or {}))
+    head, notes = network.head.config, dict(notes or {})
+    contents = Contents(network.encoder.config, text, vocabulary, head, data, windows, notes)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with replacing(path / WEIGHTS_FILE) as temporary:
@@ -226,37 +225,6 @@ def save(
         write_atomic(path / CONFIG_FILE, dumps(ours.settings(contents)))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error})") from error
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[str]:
-    """A temporary name beside `path`; what was written there is flushed and renamed to `path` on success."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def write_atomic(path: Path, content: str) -> None:
-    """Write a text file under a temporary name, then rename."""
-    with replacing(path) as temporary:
-        Path(temporary).write_text(content, "utf-8", newline="")
-
-
-def sha256(path: str | Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def text_config(checkpoint: Checkpoint, given: Mapping[str, Any]) -> TextConfig:

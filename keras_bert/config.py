@@ -12,8 +12,12 @@ from typing import Any, TypeVar
 
 from keras_bert.errors import ConfigError
 
-FEATURES = ("token_ids", "segment_ids", "padding_mask", "positions")
-"""Encoder inputs, int or bool `[B, T]`; only `token_ids` is required."""
+FEATURES = ("token_ids", "segment_ids", "padding_mask", "positions", "pack_ids")
+"""Encoder inputs, int or bool `[B, T]`; only `token_ids` is required. Where there are `pack_ids`, only positions with
+equal ones may look at one another; see `masks.packed`."""
+
+TARGETS = ("masked_positions", "masked_ids", "masked_weights", "pair_labels", "cls_positions")
+"""What stands beside the features in a row of pretraining; see `pretrain.rows`."""
 
 T = TypeVar("T")
 
@@ -97,6 +101,26 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class WindowConfig:
+    """Long texts read whole, in overlapping windows whose scores are merged, where they are not to be cut.
+
+    The last segment of a row is what windows move over; the number of windows bounds what a text can cost. Tags and
+    spans need no merging: each token is judged in the window that shows most of what is around it.
+    """
+
+    max_windows: int = _flag(1, "Windows of a long text that are read; 1 cuts the text instead.")
+    doc_stride: int = _flag(0, "Tokens from the start of a window to the start of the next; 0 is half a window.")
+    window_merge: str = _flag("mean", "How the scores of a text's windows become one.", ("mean", "max", "first"))
+    max_query_length: int = _flag(64, "Tokens of a question; --task=span reads windows of the passage beside it.")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _require(1 <= self.max_windows <= 1000, f"max_windows must be from 1 to 1000, got {self.max_windows}")
+        _require(self.doc_stride >= 0, f"doc_stride must be 0 or more, got {self.doc_stride}")
+        _require(self.max_query_length >= 1, f"max_query_length must be at least 1, got {self.max_query_length}")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The columns of the input files."""
 
@@ -118,17 +142,36 @@ class DataConfig:
 class HeadConfig:
     """What is asked of the encoder.
 
-    `labels` are label values as the training file writes them, in the order of class ids. `threshold` is
-    the score from which a label counts as active (multilabel only).
+    `labels` are label values as the training file writes them, in the order of class ids; for tagging the types of
+    entities. `threshold` is the score from which a label counts as active (multilabel only).
     """
 
     task: str = "classify"
     labels: tuple[str, ...] = ()
     dropout: float = _flag(0.1, "Dropout before the last layer of the head.")
     threshold: float = 0.5
+    decode: str = _flag(
+        "",
+        "tag: argmax, or constrained to tags that can follow each other; span: joint search, or independent ends. "
+        "Default: the first.",
+        ("", "argmax", "constrained", "joint", "independent"),
+    )
+    max_entities: int = _flag(64, "tag: entities of a text that are answered at most.")
+    max_answer_length: int = _flag(30, "span: longest answer in tokens.")
+    n_best_size: int = _flag(20, "span: answers that are given for each question, from the best on.")
+    version_2_with_negative: bool = _flag(False, "span: there are questions without an answer, as in SQuAD 2.0.")
+    null_score_diff_threshold: float = _flag(
+        0.0, "span: no answer where no-answer scores more than this above the best; the evaluation tunes it."
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
+        _check_choices(self)
+        suits = {"tag": ("", "argmax", "constrained"), "span": ("", "joint", "independent")}.get(self.task, ("",))
+        _require(self.decode in suits, f"decode must be one of {suits} for {self.task}, got {self.decode!r}")
+        for name in ("max_entities", "max_answer_length", "n_best_size"):
+            _require(1 <= getattr(self, name) <= 1000, f"{name} must be from 1 to 1000, got {getattr(self, name)}")
+        _require(math.isfinite(self.null_score_diff_threshold), "null_score_diff_threshold must be a number")
         _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
         _require(0 < self.threshold < 1, f"threshold must be in (0, 1), got {self.threshold}")
         twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
@@ -136,30 +179,129 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019) with warm-up and linear decay; norms and biases do not decay."""
+class MaskingConfig:
+    """Which tokens the masked language model has to predict, and what it sees in their place (Devlin et al. 2019).
 
+    The five arms of the paper's ablation are settings of it: all words (`masked_lm_prob` 1, `keep_share` 1), only
+    masks (`mask_share` 1), masks and random tokens (.8, .2, 0), the usual 80/10/10, masks and originals (.8, 0, .2).
+    """
+
+    masked_lm_prob: float = _flag(0.15, "Share of a row's tokens that are to be predicted.")
+    max_predictions_per_seq: int = _flag(20, "Most tokens of a row that are to be predicted; 0 is no limit.")
+    mask_unit: str = _flag(
+        "token",
+        "What is predicted as a whole: a token, a word with all its pieces, or a span of words (SpanBERT).",
+        ("token", "whole_word", "span"),
+    )
+    mask_share: float = _flag(0.8, "Share of the predicted tokens that are replaced by --mask_token.")
+    random_share: float = _flag(0.1, "Share of the predicted tokens that are replaced by any of the vocabulary.")
+    keep_share: float = _flag(0.1, "Share of the predicted tokens that stay as they are.")
+    mask_token: str = _flag("[MASK]", "What hides a token; [UNK] is known to fine-tuning too.", ("[MASK]", "[UNK]"))
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _require(0 < self.masked_lm_prob <= 1, f"masked_lm_prob must be in (0, 1], got {self.masked_lm_prob}")
+        _require(
+            self.max_predictions_per_seq >= 0,
+            f"max_predictions_per_seq must be at least 0, got {self.max_predictions_per_seq}",
+        )
+        shares = (self.mask_share, self.random_share, self.keep_share)
+        _require(
+            min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
+            f"mask_share, random_share and keep_share must add up to 1, got {' + '.join(map(str, shares))}",
+        )
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """How text becomes rows to pretrain on; names and values are those of google-research/bert."""
+
+    format: str = _flag(
+        "dynamic",
+        "dynamic: masks are drawn while training; static: they are drawn now, as the original does.",
+        ("dynamic", "static"),
+    )
+    pairs: str = _flag(
+        "next_sentence",
+        "What the segments of a row are, and so what is to be told of them.",
+        ("next_sentence", "sentence_order", "three_way", "distance", "none"),
+    )
+    max_seq_length: int = _flag(128, "Longest row in tokens, [CLS] and [SEP] included.")
+    short_seq_prob: float = _flag(0.1, "Share of documents whose rows aim at a random shorter length.")
+    dupe_factor: int = _flag(0, "How often to draw rows from each document; 0 is 10 for static and 1 for dynamic.")
+    do_lower_case: bool = _flag(True, "Lower-case the text and strip accents; must fit the vocabulary.")
+    random_seed: int = _flag(12345, "Seed of all draws.")
+    max_predictions_per_seq: int = _flag(20, "Static: most tokens of a row that are to be predicted.")
+    masked_lm_prob: float = _flag(0.15, "Static: share of a row's tokens that are to be predicted.")
+    do_whole_word_mask: bool = _flag(False, "Static: mask all pieces of a word or none.")
+    sentences: str = _flag(
+        "auto",
+        "Where sentences end; auto is lines for plain text, and punctuation for the rest.",
+        ("auto", "lines", "punctuation"),
+    )
+    input_format: str = _flag(
+        "auto",
+        "text: blank lines between documents; jsonl: an object a line; wiki: <doc ...> blocks; auto: each as it looks.",
+        ("auto", "text", "jsonl", "wiki"),
+    )
+    text_column: str = _flag("text", "Key of the text in jsonl.")
+    flavour: str = "original"
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _require(self.max_seq_length >= 5, f"max_seq_length must be at least 5, got {self.max_seq_length}")
+        _require(0 <= self.short_seq_prob <= 1, f"short_seq_prob must be in [0, 1], got {self.short_seq_prob}")
+        _require(0 < self.masked_lm_prob <= 1, f"masked_lm_prob must be in (0, 1], got {self.masked_lm_prob}")
+        _require(
+            self.max_predictions_per_seq >= 1,
+            f"max_predictions_per_seq must be at least 1, got {self.max_predictions_per_seq}",
+        )
+        for name in ("dupe_factor", "random_seed"):
+            _require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
+
+    @property
+    def copies(self) -> int:
+        """How often rows are drawn from each document."""
+        return self.dupe_factor or (10 if self.format == "static" else 1)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019) with warm-up and linear decay; norms and biases do not decay.
+
+    Variants: LAMB (You et al. 2020), other schedules, rates that shrink towards the input, averaged weights.
+    """
+
+    optimizer: str = _flag("adamw", "How weights change.", ("adamw", "lamb"))
     learning_rate: float = _flag(5e-5, "Peak learning rate.")
+    lr_schedule: str = _flag(
+        "linear", "How the rate falls after warm-up.", ("linear", "polynomial", "cosine", "constant")
+    )
+    lr_power: float = _flag(2.0, "Power of --lr_schedule=polynomial.")
     warmup_proportion: float = _flag(0.1, "Share of all steps during which the rate rises from 0.")
+    num_warmup_steps: int = _flag(-1, "Steps during which the rate rises; -1 means --warmup_proportion.")
     weight_decay: float = _flag(0.01, "Decoupled weight decay, not applied to norms and biases.")
     clip_norm: float = _flag(1.0, "Bound on the global gradient norm; 0 turns it off.")
+    layer_decay: float = _flag(1.0, "Factor of the rate from each layer to the one below it; 1 means one rate.")
+    ema_decay: float = _flag(0.0, "Evaluate and keep a moving average of the weights with this decay; 0 means none.")
     beta_1: float = 0.9
     beta_2: float = 0.999
     epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         rate = self.learning_rate
         _require(
             math.isfinite(rate) and 0 < rate <= 1,
             f"learning_rate must be above 0 and at most 1, got {rate}; 1e-5 to 1e-4 is usual here",
         )
-        _require(
-            0 <= self.warmup_proportion < 1,
-            f"warmup_proportion must be in [0, 1), got {self.warmup_proportion}",
-        )
-        for name in ("weight_decay", "clip_norm"):
+        for name in ("warmup_proportion", "ema_decay"):
+            _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("weight_decay", "clip_norm", "lr_power"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, f"{name} must be a number >= 0, got {value}")
+        _require(self.num_warmup_steps >= -1, f"num_warmup_steps must be -1 or more, got {self.num_warmup_steps}")
+        _require(0 < self.layer_decay <= 1, f"layer_decay must be in (0, 1], got {self.layer_decay}")
 
 
 @dataclass(frozen=True)
@@ -169,29 +311,102 @@ class TrainConfig:
     num_train_epochs: int = _flag(3, "Passes over the training rows.")
     train_batch_size: int = _flag(32, "Rows per step, over all devices together.")
     eval_batch_size: int = _flag(64, "Rows per evaluation step.")
+    grad_accum_steps: int = _flag(1, "Parts that a batch is computed in, one after the other, to save memory.")
     seed: int = _flag(12345, "Seed of initial weights, dropout, split and order of rows.")
     distribution_strategy: str = _flag(
         "auto",
-        "Devices to train on; auto takes all GPUs of this machine, else the CPU.",
-        ("auto", "one_device", "mirrored"),
+        "Devices to train on; auto: all GPUs of this machine, else the CPU; multi_worker_mirrored reads TF_CONFIG.",
+        ("auto", "one_device", "mirrored", "multi_worker_mirrored", "tpu", "parameter_server"),
     )
     num_gpus: int = _flag(-1, "GPUs to use; -1 means all. With 0, or none present, the CPU is used.")
+    tpu: str = _flag("", "Name or address of the TPU, or local; for --distribution_strategy=tpu.")
     mixed_precision: str = _flag(
         "none",
         "16-bit arithmetic with 32-bit weights; float16 scales the loss.",
         ("none", "bfloat16", "float16"),
     )
+    jit_compile: str = _flag(
+        "auto",
+        "Compile the step with XLA, with fixed shapes; auto does so on a TPU only.",
+        ("auto", "on", "off"),
+    )
 
     def __post_init__(self) -> None:
-        for name in ("num_train_epochs", "train_batch_size", "eval_batch_size"):
+        for name in ("num_train_epochs", "train_batch_size", "eval_batch_size", "grad_accum_steps"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         _check_choices(self)
+        _require(
+            self.grad_accum_steps <= self.train_batch_size,
+            f"grad_accum_steps {self.grad_accum_steps} is more than the {self.train_batch_size} rows of a batch",
+        )
         _require(0 <= self.seed < 2**31, f"seed must be from 0 to {2**31 - 1}, got {self.seed}")
         _require(self.num_gpus >= -1, f"num_gpus must be -1 (all) or more, got {self.num_gpus}")
+        kind = self.distribution_strategy
         _require(
-            not (self.distribution_strategy == "mirrored" and self.num_gpus == 0),
+            not (kind == "mirrored" and self.num_gpus == 0),
             "distribution_strategy=mirrored with num_gpus=0 contradict each other",
         )
+        _require(
+            kind != "tpu" or self.num_gpus == -1,
+            "distribution_strategy=tpu with num_gpus contradict each other",
+        )
+        _require(not self.tpu or kind == "tpu", "tpu names a TPU but distribution_strategy is not tpu")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How long a pretraining is and what its losses are; names and defaults are google-research/bert's."""
+
+    num_train_steps: int = _flag(100000, "Steps of the whole run, both phases together.")
+    phase_two_steps: int = _flag(0, "The last steps of the run that train on --phase_two_input_file.")
+    phase_two_batch_size: int = _flag(0, "Rows per step of the second phase; 0 means --train_batch_size.")
+    eval_steps: int = _flag(1000, "Steps between evaluations; the model is saved after each.")
+    max_eval_steps: int = _flag(100, "Batches of an evaluation at most.")
+    pack_rows: bool = _flag(False, "Put short rows together into long ones that do not see each other: less padding.")
+    loss_reduction: str = _flag(
+        "mean",
+        "Mean of the masked tokens' losses, or their sum in each row, before the sentence task's loss is added.",
+        ("mean", "sum"),
+    )
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("num_train_steps", "eval_steps", "max_eval_steps"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("phase_two_steps", "phase_two_batch_size"):
+            _require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
+        _require(
+            self.phase_two_steps < self.num_train_steps,
+            f"phase_two_steps {self.phase_two_steps} must be fewer than all {self.num_train_steps} steps",
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a run is kept and when it stops; nothing here changes the weights that it ends with."""
+
+    save_checkpoints_steps: int = _flag(1000, "Steps between checkpoints, besides those after each evaluation.")
+    keep_checkpoint_max: int = _flag(2, "Checkpoints that are kept.")
+    max_time: float = _flag(0.0, "Seconds after which the run saves and stops with exit code 75; 0 means no limit.")
+    profile_steps: str = _flag("", "First and last step to profile for TensorBoard, such as 10,20.")
+    dry_run: bool = _flag(False, "Make a few steps, save and restore, say what the run will take, and keep nothing.")
+
+    def __post_init__(self) -> None:
+        for name in ("save_checkpoints_steps", "keep_checkpoint_max"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.max_time >= 0, f"max_time must be 0 or more seconds, got {self.max_time}")
+        _require(
+            not self.profile_steps or self.profiled is not None,
+            f"profile_steps must be two step numbers such as 10,20, got {self.profile_steps!r}",
+        )
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """First and last step to profile."""
+        parts = self.profile_steps.split(",")
+        if len(parts) == 2 and all(p.isascii() and p.isdigit() for p in parts) and int(parts[0]) <= int(parts[1]):
+            return int(parts[0]), int(parts[1])
+        return None
 
 
 def _bert(num_layers: int, hidden_dim: int, vocab_size: int = 30522) -> EncoderConfig:

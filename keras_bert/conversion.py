@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from keras_bert import formats
+from keras_bert import formats, hub
 from keras_bert.config import choose
 from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.formats import FORMATS, Format, Match, extra
@@ -27,6 +27,8 @@ from keras_bert.formats.settings import Contents, some
 from keras_bert.formats.table import PARTS, entries
 
 Weights = dict[str, np.ndarray]
+MOST_ROWS = 2**16
+"""Of a grown table of positions or segments."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def convert(
     """Write the checkpoint in `input_dir` to `output_dir` in another format, or the same one, complete or not at all.
 
     Args:
+        input_dir: a directory, or the name of a published checkpoint, see `hub`.
         to_format, from_format: names in `formats.FORMATS`; None finds out.
         verify: read everything back and compare bit by bit before it takes its name.
 
@@ -102,11 +105,12 @@ def convert(
         ConfigError: an option cannot be used, or `output_dir` is not empty.
     """
     changes = changes or Changes()
-    source_path, target_path = Path(input_dir), Path(output_dir)
+    target_path = Path(output_dir)
     target = choose(FORMATS, to_format, "format")
     if from_format is not None:
         choose(FORMATS, from_format, "format")
     check_target(target_path)
+    source_path = hub.resolve(input_dir)
     source, matched = match(source_path, from_format, changes)
     contents, weights = change(matched.contents, formats.read_weights(source_path, matched), changes)
     only_ours(target, contents, weights)
@@ -164,6 +168,8 @@ def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Cont
             continue
         if wanted < there:
             raise ConfigError(f"{field} {wanted} is less than the {there} of the model; rows are added, never cut")
+        if wanted > MOST_ROWS:
+            raise ConfigError(f"{field} {wanted} is more than {MOST_ROWS}")
         if path not in weights:
             raise ConfigError(f"{field}: the model has no such table")
         encoder = dataclasses.replace(encoder, **{field: wanted})

@@ -1,4 +1,4 @@
-"""Rows of text from files (csv, tsv, jsonl), checked, and batches of them by length.
+"""Rows of text from files (csv, tsv, jsonl), checked, and batches of them by length; `readers` knows other files.
 
 Files are read and checked whole before any long work. A row is never dropped or repaired in silence: it is
 used as it is written, or the command stops with the file, the line and the value.
@@ -17,14 +17,14 @@ import json
 import os
 import random
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_bert.config import DataConfig
+from keras_bert.config import FEATURES, DataConfig
 from keras_bert.errors import DataError
 
 csv.field_size_limit(2**31 - 1)
@@ -32,27 +32,31 @@ csv.field_size_limit(2**31 - 1)
 
 @dataclass(frozen=True)
 class Rows:
-    """A table of strings: `columns[name][i]`, and where row i was read: `files[i]`, `lines[i]` from 1."""
+    """A table: `columns[name][i]`, and where row i was read: `files[i]`, `lines[i]` from 1.
 
-    columns: dict[str, list[str]]
+    Values are strings; for tags and spans the label column holds what `readers` makes of its files.
+    """
+
+    columns: dict[str, list[Any]]
     files: list[str]
     lines: list[int]
+    unit: str = "line"
 
     def __len__(self) -> int:
         return len(self.lines)
 
-    def __getitem__(self, name: str) -> list[str]:
+    def __getitem__(self, name: str) -> list[Any]:
         return self.columns[name]
 
     def where(self, i: int) -> str:
         """`train.csv, line 17` of row `i`."""
-        return f"{self.files[i]}, line {self.lines[i]}"
+        return f"{self.files[i]}, {self.unit} {self.lines[i]}"
 
     def take(self, indices: Iterable[int]) -> "Rows":
         """The rows of `indices`, in that order."""
         indices = list(indices)
         columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
-        return Rows(columns, [self.files[i] for i in indices], [self.lines[i] for i in indices])
+        return Rows(columns, [self.files[i] for i in indices], [self.lines[i] for i in indices], self.unit)
 
 
 def read(pattern: str | Path, columns: Sequence[str] = ()) -> Rows:
@@ -93,7 +97,7 @@ def find(pattern: str | Path) -> list[str]:
 
 
 def _read_file(path: str, wanted: Sequence[str]) -> Rows:
-    content = _read_text(path)
+    content = read_text(path)
     suffix = Path(path).suffix.lower()
     readers = {".csv": _csv, ".tsv": _tsv, ".txt": _tsv, ".jsonl": _jsonl}
     if suffix not in readers:
@@ -113,7 +117,12 @@ def _read_file(path: str, wanted: Sequence[str]) -> Rows:
     return Rows(columns, [path] * len(rows), lines)
 
 
-def _read_text(path: str) -> str:
+def read_text(path: str) -> str:
+    """The content of a UTF-8 file.
+
+    Raises:
+        DataError: it is no regular file, cannot be read, changes while it is read, or is not UTF-8.
+    """
     try:
         before = os.stat(path)
         if stat.S_ISDIR(before.st_mode):
@@ -245,6 +254,8 @@ def split_labels(value: str) -> list[str]:
 def encode_labels(rows: Rows, column: str, task: str, labels: Sequence[str]) -> np.ndarray:
     """Labels as numbers: int32 `[rows]` (classify), float32 `[rows, n]` (multilabel), float32 `[rows]` (regress).
 
+    Those of tag and span need the text too: `readers.encode_entities`, `readers.encode_answers`.
+
     Raises:
         DataError: a value that is missing, is not among `labels`, or is not a number.
     """
@@ -327,8 +338,7 @@ def hold_out(rows: Rows, data: DataConfig, task: str, share: float, seed: int) -
     Raises:
         DataError: there are too few rows for both.
     """
-    columns = [c for c in (data.text_column, data.text_pair_column) if c]
-    groups = ["\0".join(rows[c][i].strip().casefold() for c in columns) for i in range(len(rows))]
+    groups = texts_of(rows, data, task)
     strata = rows[data.label_column] if task == "classify" else [""] * len(rows)
     kept, held = split(groups, strata, share, seed)
     if not held or not kept:
@@ -337,6 +347,12 @@ def hold_out(rows: Rows, data: DataConfig, task: str, share: float, seed: int) -
             "give an evaluation file"
         )
     return kept, held
+
+
+def texts_of(rows: Rows, data: DataConfig, task: str) -> list[str]:
+    """What rows may not have in common with those they are judged by: their texts, or of a question its passage."""
+    columns = [c for c in (data.text_column, data.text_pair_column) if c][-1 if task == "span" else 0 :]
+    return ["\0".join(rows[c][i].strip().casefold() for c in columns) for i in range(len(rows))]
 
 
 def batches_by_length(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -356,10 +372,24 @@ def batches_by_length(lengths: np.ndarray, batch_size: int, seed: int, epoch: in
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def batches_in_order(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The order of an evaluation: rows from long to short, so memory trouble shows at once."""
+def batches_in_order(lengths: np.ndarray, batch_size: int, counts: np.ndarray | None = None) -> list[np.ndarray]:
+    """The order of an evaluation: rows from long to short, so memory trouble shows at once.
+
+    Args:
+        counts: windows of each row; a batch then has at most `batch_size` of them, or one row.
+    """
     order = np.argsort(-lengths, kind="stable")
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if counts is None:
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches: list[list[int]] = []
+    room = 0
+    for row in order:
+        if counts[row] > room:
+            batches.append([])
+            room = batch_size
+        batches[-1].append(row)
+        room -= counts[row]
+    return [np.array(batch) for batch in batches]
 
 
 # === Examples for TensorFlow ===
@@ -367,52 +397,112 @@ def batches_in_order(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts with their encoded labels, as training and evaluation take them.
+    """Texts with their labels as numbers, as training and evaluation take them.
 
-    `texts` and `pairs` are lists of n strings (`pairs` None for single texts); `labels` is what
-    `encode_labels` gives, or None.
+    Attributes:
+        segments: lists of n strings: the texts, and the second texts of pairs.
+        labels: an array whose first axis is n, or None: int32 `[n]` of classify, float32 `[n, classes]` of multilabel,
+            float32 `[n]` of regress, int32 `[n, K, 3]` of tag (`tagging.targets`), int32 `[n, 2]` of span
+            (`spans.targets`).
+        references: what metrics compare with, where that is more than the labels: n times the UTF-8 passage and the
+            list of right answers (span).
     """
 
-    texts: list[str]
-    pairs: list[str] | None = None
+    segments: tuple[list[str], ...]
     labels: Any = None
+    references: Any = None
 
     def __post_init__(self) -> None:
-        if self.pairs is not None and len(self.pairs) != len(self.texts):
-            raise DataError(f"{len(self.texts)} texts but {len(self.pairs)} second texts; each text needs one")
+        for other in self.segments[1:]:
+            if len(other) != len(self.segments[0]):
+                raise DataError(f"{len(self.segments[0])} texts but {len(other)} second texts; each text needs one")
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.segments[0])
+
+    @property
+    def truth(self) -> Any:
+        """What metrics compare with."""
+        return self.labels if self.references is None else self.references
 
 
-def lengths(examples: Examples, text: Any, chunk: int = 1024) -> np.ndarray:
-    """Tokens of each row after cutting, int32 `[n]`; `text` is a `text.Text`."""
-    counts = [
-        text.count(examples.texts[i : i + chunk], examples.pairs and examples.pairs[i : i + chunk])
-        for i in range(0, len(examples), chunk)
-    ]
-    return np.concatenate(counts) if counts else np.zeros(0, np.int32)
+def lengths(examples: Examples, text: Any, chunk: int = 1024, cut: bool = True) -> np.ndarray:
+    """Tokens of each row, as they are or after cutting, int32 `[n]`; `text` is a `text.Text`."""
+    counts = [np.zeros(0, np.int32)]
+    for i in range(0, len(examples), chunk):
+        part = [segment[i : i + chunk] for segment in examples.segments]
+        counts.append(text.count(*part) if cut else text(*part)["num_tokens"].numpy())
+    return np.concatenate(counts)
 
 
-def dataset(examples: Examples, text: Any, batches: list[np.ndarray]) -> Any:
-    """A `tf.data.Dataset` of `(features, labels, indices)`, one element for each index array in `batches`.
+def encoded(texts: Iterable[str]) -> list[bytes]:
+    """UTF-8, also of strings that no decoder gives (lone surrogates)."""
+    return [text.encode("utf-8", "surrogatepass") for text in texts]
 
-    `features` is what `text` makes of the strings, padded to the longest row of its batch; `indices` int32
-    `[b]` tells which rows these are. An empty index array gives an empty batch.
+
+Prepare = Callable[..., dict[str, Any]]
+"""Segments as string tensors `[b]`, labels `[b, ...]`, and where rows are windows the number of each -> `features`,
+`labels` and `weights` of a batch."""
+
+
+def dataset(
+    examples: Examples,
+    prepare: Prepare,
+    batches: list[np.ndarray],
+    fixed: tuple[int, int] | None = None,
+    windows: np.ndarray | None = None,
+) -> Any:
+    """A `tf.data.Dataset` of batches as training takes them, one element for each index array in `batches`.
+
+    Args:
+        prepare: makes a batch of strings and labels; `rows_of` is one.
+        fixed: rows and tokens that every batch is padded to, where shapes must not change (XLA, TPU).
+        windows: text and number int32 `[r, 2]` of each window, where the indices are of windows.
+
+    Returns:
+        Dicts of what `prepare` makes, `weights` (1, or 0 for a row that only fills up) among it, and `numbers` int32
+        `[b]`, which rows these are, from 1; 0 only fills up. An empty index array gives an empty batch.
     """
     import tensorflow as tf
 
-    def strings(values: list[str]) -> Any:
-        return tf.constant([v.encode("utf-8", "surrogatepass") for v in values], tf.string)
-
-    texts = strings(examples.texts)
-    pairs = None if examples.pairs is None else strings(examples.pairs)
+    segments = [tf.constant(encoded(values), tf.string) for values in examples.segments]
     labels = tf.zeros([len(examples)]) if examples.labels is None else tf.constant(examples.labels)
     flat = np.concatenate([*batches, np.zeros(0, np.int64)]).astype(np.int32)
     ragged = tf.RaggedTensor.from_row_lengths(flat, [len(b) for b in batches])
 
     def element(indices: Any) -> Any:
-        second = None if pairs is None else tf.gather(pairs, indices)
-        return text(tf.gather(texts, indices), second), tf.gather(labels, indices), indices
+        which, extra = indices, []
+        if windows is not None:
+            picked = tf.gather(windows, indices)
+            which, extra = picked[:, 0], [picked[:, 1]]
+        made = prepare([tf.gather(s, which) for s in segments], tf.gather(labels, which), *extra)
+        batch = made | {"numbers": indices + 1}
+        return batch if fixed is None else tf.nest.map_structure(lambda t: _fill_up(t, fixed), batch)
 
     return tf.data.Dataset.from_tensor_slices(ragged).map(element).prefetch(4)
+
+
+def rows_of(text: Any) -> Prepare:
+    """Each text is a row.
+
+    Args:
+        text: a `text.Text`, or a `tf.function` of one: it is traced for every dataset otherwise.
+    """
+
+    def prepare(segments: Sequence[Any], labels: Any) -> dict[str, Any]:
+        import tensorflow as tf
+
+        made = text(*segments)
+        features = {name: made[name] for name in FEATURES if name in made}
+        return {"features": features, "labels": labels, "weights": tf.ones(tf.shape(labels)[:1])}
+
+    return prepare
+
+
+def _fill_up(tensor: Any, shape: tuple[int, int]) -> Any:
+    """Pad `[b]` or `[b, t]` with zeros up to `shape`; labels `[b, n]` keep their width."""
+    import tensorflow as tf
+
+    wanted = [shape[0], *(shape[1] if size is None else size for size in tensor.shape[1:])]
+    padding = [(0, w - n) for w, n in zip(wanted, tf.unstack(tf.shape(tensor)), strict=True)]
+    return tf.ensure_shape(tf.pad(tensor, padding), wanted)

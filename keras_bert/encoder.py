@@ -60,6 +60,13 @@ class LayerNorm(keras.layers.Layer):
         return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon)
 
 
+class Dropout(keras.layers.Dropout):
+    """Dropout in training only (Srivastava et al. 2014), of any shape."""
+
+    def call(self, x: Tensor, training: bool = False) -> Tensor:
+        return kernels.dropout(x, self.rate, self.seed_generator) if training and self.rate else x
+
+
 class Table(keras.layers.Layer):
     """An embedding table `[rows, D]`: ids int `[...]` -> vectors `[..., D]`."""
 
@@ -87,7 +94,7 @@ class Attention(keras.layers.Layer):
         self.key = dense(config, config.hidden_dim, "key", policy)
         self.value = dense(config, config.hidden_dim, "value", policy)
         self.output_dense = dense(config, config.hidden_dim, "output", policy)
-        self.dropout = keras.layers.Dropout(config.attention_dropout, dtype=policy)
+        self.dropout = Dropout(config.attention_dropout, dtype=policy)
 
     def build(self, x_shape: Any = None) -> None:
         for layer in (self.query, self.key, self.value, self.output_dense):
@@ -150,7 +157,7 @@ class Block(keras.layers.Layer):
         self.attention_norm = LayerNorm(config.layer_norm_epsilon, name="attention_norm", dtype=policy)
         self.feed_forward = FeedForward(config, name="feed_forward", dtype=policy)
         self.feed_forward_norm = LayerNorm(config.layer_norm_epsilon, name="feed_forward_norm", dtype=policy)
-        self.dropout = keras.layers.Dropout(config.hidden_dropout, dtype=policy)
+        self.dropout = Dropout(config.hidden_dropout, dtype=policy)
 
     def build(self, x_shape: Any = None) -> None:
         self.attention.build()
@@ -211,7 +218,7 @@ class Encoder(keras.Model):
         self.segments = Table(config, config.num_segments, name="segments", dtype=policy)
         self.where = choose(POSITIONS, config.positions, "kind of positions")(config, name="positions", dtype=policy)
         self.norm = LayerNorm(config.layer_norm_epsilon, name="norm", dtype=policy)
-        self.dropout = keras.layers.Dropout(config.hidden_dropout, dtype=policy)
+        self.dropout = Dropout(config.hidden_dropout, dtype=policy)
         self.blocks = [Block(config, name=f"block_{i}", dtype=policy) for i in range(config.num_layers)]
 
         # === Weights ===

@@ -33,3 +33,15 @@ class CheckpointError(KerasBertError, ValueError):
     """A checkpoint, run directory or exported model cannot be read or does not fit."""
 
     exit_code = 5
+
+
+class Stopped(KerasBertError):
+    """A run was told to stop, by a signal or by its time limit, and has saved what it takes to go on.
+
+    Args:
+        exit_code: 143 after SIGTERM, 130 after SIGINT, 75 at the time limit, 0 after a dry run.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_bert.errors import CheckpointError
+from keras_bert.formats.containers import read_h5, read_safetensors
+from keras_bert.formats.settings import read_json
 
 RECORD_FILE = "hub.json"
 MOUNTS = Path("/kaggle/input")
@@ -56,6 +58,12 @@ WEIGHTS = ("model.safetensors", "*.safetensors", "*.safetensors.index.json", "*.
 TF1_FILES = ("*.ckpt.index", "*.ckpt.data-*")
 DEEPER = ("assets/tokenizer/vocab*.txt",)
 """What may come from a hub: patterns of names, of files at the top except the last."""
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": read_safetensors,
+    ".weights.h5": read_h5,
+    ".json": read_json,
+}
 
 CLIENTS = {"hf": "huggingface_hub", "kaggle": "kagglehub"}
 HUBS = {"hf": "the Hugging Face hub", "kaggle": "Kaggle Models"}
@@ -354,25 +362,13 @@ def _verified(
 
 
 def _problem(path: Path) -> str:
-    """What is wrong with a file of weights, as far as its own header tells; "" for nothing."""
+    """What is wrong with a file, as far as its own header tells; "" for nothing."""
+    reader = next((read for ending, read in READERS.items() if path.name.endswith(ending)), None)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors import SafetensorError, safe_open
-
-            try:
-                with safe_open(path, framework="numpy"):
-                    pass
-            except SafetensorError as error:
-                return f"cut off or not a safetensors file ({_line(error)})"
-        elif path.name.endswith(".weights.h5"):
-            import h5py
-
-            with h5py.File(path, "r"):
-                pass
-        elif path.suffix == ".json" and path.is_file():
-            json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return f"cut off or broken ({_line(error)})"
+        if reader and path.is_file():
+            reader(path)
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{path}: ")
     return ""
 
 

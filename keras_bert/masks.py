@@ -18,10 +18,36 @@ def bidirectional(features: dict[str, Any]) -> Any:
     return ops.ones((1, 1, 1), dtype="bool")
 
 
+def causal(features: dict[str, Any]) -> Any:
+    """A position looks at itself and at what is before it (Radford et al. 2018): bool `[1, T, S]`."""
+    places = ops.arange(ops.shape(features["padding_mask"])[1])
+    return ops.expand_dims(ops.expand_dims(places, 1) >= ops.expand_dims(places, 0), 0)
+
+
+def seq2seq(features: dict[str, Any]) -> Any:
+    """Segment 0 looks at itself, the segments after it at segment 0 and at what is before (UniLM, Dong et al. 2019).
+
+    Bool `[B, T, S]`. A position of segment 0 is as early as all others of it, those after it come one by one.
+    """
+    order = ops.cumsum(ops.cast(ops.cast(features["segment_ids"], "bool"), "int32"), axis=1)  # [B, T]
+    return ops.expand_dims(order, 2) >= ops.expand_dims(order, 1)
+
+
+def packed(features: dict[str, Any]) -> Any:
+    """Positions with equal `pack_ids` look at one another: several texts in a row, each by itself; bool `[B, T, S]`."""
+    return ops.equal(ops.expand_dims(features["pack_ids"], 2), ops.expand_dims(features["pack_ids"], 1))
+
+
 def attention_mask(rule: Rule, features: dict[str, Any]) -> Any:
-    """`rule` and the padding mask together, ready for `[B, N, T, S]` scores: bool `[B or 1, 1, T or 1, S]`."""
-    source = ops.expand_dims(ops.cast(features["padding_mask"], "bool"), 1)  # [B, 1, S]
-    return ops.expand_dims(ops.logical_and(rule(features), source), 1)
+    """`rule` and the padding mask together, ready for `[B, N, T, S]` scores: bool `[B or 1, 1, T or 1, S]`.
+
+    Where the features have `pack_ids`, `packed` holds as well, whatever the rule: packing is a property of a batch
+    and not of the model, so that a model does not have to know how it was trained.
+    """
+    visible = ops.expand_dims(ops.cast(features["padding_mask"], "bool"), 1)  # [B, 1, S]
+    if "pack_ids" in features:
+        visible = ops.logical_and(visible, packed(features))
+    return ops.expand_dims(ops.logical_and(rule(features), visible), 1)
 
 
-MASKS: dict[str, Rule] = {"bidirectional": bidirectional}
+MASKS: dict[str, Rule] = {"bidirectional": bidirectional, "causal": causal, "seq2seq": seq2seq}

@@ -1,6 +1,9 @@
-"""Metrics over whole evaluation sets, in NumPy. Definitions are scikit-learn's and SciPy's."""
+"""Metrics over whole evaluation sets, in NumPy. Definitions are those of scikit-learn, SciPy, seqeval and SQuAD."""
 
-from collections.abc import Sequence
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence, Set
 
 import numpy as np
 
@@ -65,6 +68,85 @@ def regression(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
         "pearson": pearson(labels, predicted),
         "spearman": pearson(ranks(labels), ranks(predicted)),
     }
+
+
+def entities(labels: Sequence[Set[tuple[int, ...]]], found: Sequence[Set[tuple[int, ...]]]) -> dict[str, float]:
+    """`precision`, `recall` and `f1` over all entities of all rows, each right where place and type are (seqeval's)."""
+    hit = sum(len(a & b) for a, b in zip(labels, found, strict=True))
+    given, true = sum(map(len, found)), sum(map(len, labels))
+    return {"precision": hit / max(given, 1), "recall": hit / max(true, 1), "f1": 2 * hit / max(given + true, 1)}
+
+
+# === Answers to questions ===
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+IDEOGRAPH = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
+
+
+def normalized(answer: str) -> str:
+    """An answer as SQuAD compares it: lower case, no ASCII punctuation, no articles, single spaces."""
+    return " ".join(ARTICLES.sub(" ", answer.lower().translate(NO_PUNCTUATION)).split())
+
+
+def exact_match(gold: str, found: str) -> float:
+    """1 where two answers are the same, normalized; else 0."""
+    return float(normalized(gold) == normalized(found))
+
+
+def answer_f1(gold: str, found: str) -> float:
+    """F1 of the words of two answers; Chinese characters are words of their own, as CMRC counts them."""
+    a, b = (IDEOGRAPH.sub(r" \1 ", normalized(answer)).split() for answer in (gold, found))
+    if not a or not b:
+        return float(a == b)
+    return 2 * (Counter(a) & Counter(b)).total() / (len(a) + len(b))
+
+
+def reading(
+    golds: Sequence[Sequence[str]], best: Sequence[str], silent: np.ndarray, odds: np.ndarray | None = None
+) -> dict[str, float]:
+    """SQuAD's `exact` and `f1`, from 0 to 1, and of the questions with and without an answer where there are both.
+
+    Args:
+        golds: the right answers of each question; none where it has no answer.
+        best: the best answer to each question that is one.
+        silent: bool `[n]`, was no answer given?
+        odds: where there may be no answer, how much its score lies above that of `best`, `[n]`.
+
+    Returns:
+        Also `best_f1`; with odds, what answering nothing where they are above `best_f1_thresh` would have given, and
+        `best_exact` of `best_exact_thresh`.
+    """
+    known = [[g for g in row if normalized(g)] or [""] for row in golds]
+    result: dict[str, float] = {}
+    scores: dict[str, np.ndarray] = {}
+    for name, score in (("exact", exact_match), ("f1", answer_f1)):
+        given = np.array([max(score(g, a) for g in row) for row, a in zip(known, best, strict=True)], np.float64)
+        kept = np.array([max(score(g, "") for g in row) for row in known], np.float64)
+        scores[name] = np.where(silent, kept, given)
+        result[name] = float(scores[name].mean()) if len(known) else 0.0
+        if odds is not None and len(known):
+            result[f"best_{name}"], result[f"best_{name}_thresh"] = best_threshold(given, kept, odds)
+    answerable = np.array([row != [""] for row in known], bool)
+    for part, chosen in (("HasAns", answerable), ("NoAns", ~answerable)):
+        if answerable.any() and not answerable.all():
+            result |= {f"{part}_{name}": float(values[chosen].mean()) for name, values in scores.items()}
+    return {"best_f1": result["f1"]} | result
+
+
+def best_threshold(given: np.ndarray, kept: np.ndarray, odds: np.ndarray) -> tuple[float, float]:
+    """The best mean score, and the threshold of the odds above which nothing is answered that gives it.
+
+    Args:
+        given, kept: the score of each question where it is answered, and where it is not, `[n]`, n > 0.
+    """
+    order = np.argsort(odds, kind="stable")
+    totals = np.concatenate([[0.0], np.cumsum((given - kept)[order])])
+    together = np.concatenate([[False], np.diff(odds[order]) == 0, [False]])  # equal odds are answered alike
+    best = int(np.where(together, -np.inf, totals).argmax())
+    around = odds[order[max(best - 1, 0) : best + 1]]
+    threshold = around.mean() if best else around[0] - 1.0
+    return float((kept.sum() + totals[best]) / len(odds)), float(threshold)
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:

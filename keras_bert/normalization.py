@@ -6,12 +6,19 @@ Hugging Face do; their tables are of another age and they drop private-use chara
 
 Almost all of it is a function of single code points. The lists are in `unicode/*.txt`, written by `write()`; the one
 rule that looks at neighbours (the final sigma) needs the two classes `letter` and `ignorable` from there.
+
+`make proofs` compares both flavours with their references on every code point, alone and between letters, with all
+published vocabularies, on real texts and on a million odd lines: no ids differ. What remains are texts that no
+published vocabulary tells apart. NFD also sorts neighbouring combining marks; for the nonspacing ones, which are
+stripped, that means nothing, but 25 marks of Unicode 14.0 are spacing ones (U+302E, some viramas, musical symbols), and
+two of them side by side stay here in the order of the text.
 """
 
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from keras_bert.errors import ConfigError
@@ -22,6 +29,7 @@ SIGMA, FINAL_SIGMA = "\u03a3", "\u03c2"
 CASES = {False: "cased", True: "uncased"}
 
 HANGUL = range(0xAC00, 0xD7A4)
+SURROGATES = range(0xD800, 0xE000)
 CJK = (
     (0x3400, 0x4DBF),
     (0x4E00, 0x9FFF),
@@ -36,8 +44,8 @@ CJK = (
 
 def code_points() -> Iterator[int]:
     """All that UTF-8 can write: every code point but the surrogates."""
-    yield from range(0xD800)
-    yield from range(0xE000, sys.maxunicode + 1)
+    yield from range(SURROGATES.start)
+    yield from range(SURROGATES.stop, sys.maxunicode + 1)
 
 
 def changes(flavour: str, lower_case: bool) -> dict[int, str]:
@@ -67,6 +75,15 @@ def members(name: str, kind: str) -> frozenset[int]:
         ConfigError: no such flavour.
     """
     return frozenset(c for line in _sections(name)[kind] for c in _range(line))
+
+
+def character_class(codes: Iterable[int], form: str) -> str:
+    """The inside of a regular expression's `[...]`: `form` is how its dialect writes a range, given first and last."""
+    ordered = sorted(codes)
+    breaks = [i for i, (a, b) in enumerate(pairwise(ordered), 1) if b > a + 1]
+    return "".join(
+        form.format(ordered[i], ordered[j - 1]) for i, j in zip([0, *breaks], [*breaks, len(ordered)], strict=True)
+    )
 
 
 # === Deriving the lists ===

@@ -1,13 +1,15 @@
-"""AdamW with rules for what decays and how fast each weight learns, and the warm-up schedule of BERT."""
+"""AdamW and LAMB with rules for what decays and how fast each weight learns, and the schedules of the rate."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_bert import rules
-from keras_bert.config import OptimizerConfig, from_dict, to_dict
+from keras_bert.config import EncoderConfig, OptimizerConfig, choose, from_dict, to_dict
+from keras_bert.errors import ConfigError
 
 NO_DECAY: list[tuple[str, float]] = [(r"(^|/)(bias|gamma|beta)$", 0.0), (".*", 1.0)]
 """Factors of weight decay, by weight path: biases and layer norms do not decay."""
@@ -16,25 +18,70 @@ ONE_RATE: list[tuple[str, float]] = [(".*", 1.0)]
 """Factors of the learning rate, by weight path: all alike."""
 
 
-class WarmUpLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """From 0 up to `peak` in `warmup_steps`, then straight down to 0 at `total_steps` (Devlin et al. 2019).
+def layer_rates(encoder: EncoderConfig, decay: float) -> list[tuple[str, float]]:
+    """Factors of the learning rate that shrink towards the input (Howard & Ruder 2018; Sun et al. 2019).
 
-    Step s (from 0) takes the rate `peak * (s + 1) / warmup_steps` while warming up, then
-    `peak * (total_steps - s) / (total_steps - warmup_steps)`; no step's rate is 0.
+    Heads learn at the full rate, block i of L at `decay ** (L - i)`, the embeddings at `decay ** (L + 1)`.
+    """
+    layers = encoder.num_layers
+    blocks = [(rf"(^|/)encoder/block_{i}/", decay ** (layers - i)) for i in range(layers)]
+    return [*blocks, (r"(^|/)encoder/", decay ** (layers + 1)), (".*", 1.0)]
+
+
+# === Schedules ===
+
+DECAYS: dict[str, Callable[[Any, float], Any]] = {
+    "linear": lambda done, power: 1.0 - done,
+    "polynomial": lambda done, power: (1.0 - done) ** power,
+    "cosine": lambda done, power: 0.5 * (1.0 + ops.cos(math.pi * done)),
+    "constant": lambda done, power: ops.ones_like(done),
+}
+"""Share of the peak rate that is left when the share `done` of the steps after warm-up is done."""
+
+
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """From 0 up to `peak` in `warmup_steps`, then down to 0 at `total_steps` (Devlin et al. 2019: straight).
+
+    Step s (from 0) takes the rate `peak * (s + 1) / warmup_steps` while warming up, then `peak` times the
+    decay at `(s - warmup_steps) / (total_steps - warmup_steps)`; with linear decay no step's rate is 0.
+
+    Raises:
+        ConfigError: an unknown decay.
     """
 
-    def __init__(self, peak: float, total_steps: int, warmup_steps: int = 0) -> None:
+    def __init__(
+        self, peak: float, total_steps: int, warmup_steps: int = 0, decay: str = "linear", power: float = 1.0
+    ) -> None:
         super().__init__()
         self.peak, self.total_steps, self.warmup_steps = peak, total_steps, warmup_steps
+        self.decay, self.power = decay, power
+        self.left = choose(DECAYS, decay, "lr_schedule")
 
     def __call__(self, step: Any) -> Any:
         step = ops.cast(step, "float32")
         up = (step + 1.0) / max(self.warmup_steps, 1)
-        down = (self.total_steps - step) / max(self.total_steps - self.warmup_steps, 1)
-        return self.peak * ops.where(step < self.warmup_steps, up, ops.maximum(down, 0.0))
+        done = 1.0 - (self.total_steps - step) / max(self.total_steps - self.warmup_steps, 1)
+        return self.peak * ops.where(step < self.warmup_steps, up, self.left(ops.clip(done, 0.0, 1.0), self.power))
 
     def get_config(self) -> dict[str, Any]:
-        return {"peak": self.peak, "total_steps": self.total_steps, "warmup_steps": self.warmup_steps}
+        return {name: getattr(self, name) for name in ("peak", "total_steps", "warmup_steps", "decay", "power")}
+
+
+def schedule(config: OptimizerConfig, total_steps: int) -> WarmUp:
+    """The schedule that the settings ask for, over a run of `total_steps`.
+
+    Raises:
+        ConfigError: the warm-up is longer than the run.
+    """
+    warmup = config.num_warmup_steps
+    if warmup > total_steps:
+        raise ConfigError(f"num_warmup_steps {warmup} is more than the {total_steps} steps of the run")
+    if warmup < 0:
+        warmup = round(config.warmup_proportion * total_steps)
+    return WarmUp(config.learning_rate, total_steps, warmup, config.lr_schedule, config.lr_power)
+
+
+# === Optimizers ===
 
 
 class AdamW(keras.optimizers.Optimizer):
@@ -42,9 +89,12 @@ class AdamW(keras.optimizers.Optimizer):
 
     Args:
         learning_rate: a number or a schedule.
-        config: decay, betas, epsilon. Clipping is the training step's work, not the optimizer's.
+        config: decay, betas, epsilon, EMA. Clipping is the training step's work, not the optimizer's.
         decay_rules: `(pattern, factor)` over weight paths, multiplies `config.weight_decay`.
         rate_rules: `(pattern, factor)` over weight paths, multiplies the learning rate.
+
+    With `config.ema_decay` above 0, `averages` holds the exponential moving average of every weight, whose
+    decay grows from 0.1 to that value (`min(decay, (1 + t) / (10 + t))`), so that early steps are forgotten.
 
     Raises:
         ConfigError: from `build`, where the rules leave a weight undecided.
@@ -56,10 +106,10 @@ class AdamW(keras.optimizers.Optimizer):
         config: OptimizerConfig | None = None,
         decay_rules: rules.Rules[float] = NO_DECAY,
         rate_rules: rules.Rules[float] = ONE_RATE,
-        name: str = "adamw",
+        name: str = "",
         **kwargs: Any,
     ) -> None:
-        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        super().__init__(learning_rate=learning_rate, name=name or type(self).__name__.lower(), **kwargs)
         self.config = config or OptimizerConfig()
         self.decay_rules, self.rate_rules = decay_rules, rate_rules
 
@@ -80,6 +130,11 @@ class AdamW(keras.optimizers.Optimizer):
         self.rates = [rules.match(self.rate_rules, v.path) for v in variables]
         super().build(variables)
         self.first, self.second = self.add_optimizer_variables(variables, ["first", "second"])
+        self.averages: list[Any] = []
+        if self.config.ema_decay:
+            (self.averages,) = self.add_optimizer_variables(variables, ["average"])
+            for average, variable in zip(self.averages, variables, strict=True):
+                average.assign(variable)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         index = self._get_variable_index(variable)
@@ -95,10 +150,35 @@ class AdamW(keras.optimizers.Optimizer):
         self.assign_add(first, (gradient - first) * (1.0 - beta_1))
         self.assign_add(second, (ops.square(gradient) - second) * (1.0 - beta_2))
         # m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps), with the corrections pulled out of the tensors
-        change = first * (rate * correction) / (ops.sqrt(second) + self.config.epsilon * unbias)
-        if self.decays[index]:
-            change = change + variable * (rate * self.decays[index])
-        self.assign_sub(variable, change)
+        root = ops.sqrt(second) + self.config.epsilon * unbias
+        self.assign_sub(variable, self.change(variable, first, correction, root, rate, self.decays[index]))
+        if self.averages:
+            average = self.averages[index]
+            decay = ops.minimum(self.config.ema_decay, step / (9.0 + step))
+            self.assign_add(average, (variable - average) * (1.0 - decay))
+
+    def change(self, variable: Any, first: Any, correction: Any, root: Any, rate: Any, decay: float) -> Any:
+        """What is taken from `variable`: `rate * (first * correction / root + decay * variable)`."""
+        change = first * (rate * correction) / root
+        return change + variable * (rate * decay) if decay else change
+
+
+class Lamb(AdamW):
+    """LAMB (You et al. 2020, https://arxiv.org/abs/1904.00962): AdamW's change, scaled to the size of the weight.
+
+    Weights that do not decay (biases, layer norms) are not scaled, as in the authors' code.
+    """
+
+    def change(self, variable: Any, first: Any, correction: Any, root: Any, rate: Any, decay: float) -> Any:
+        if not decay:
+            return super().change(variable, first, correction, root, rate, decay)
+        change = first * correction / root + variable * decay
+        size, step = ops.sqrt(ops.sum(ops.square(variable))), ops.sqrt(ops.sum(ops.square(change)))
+        scale = ops.where(ops.logical_and(size > 0, step > 0), size / ops.maximum(step, 1e-30), 1.0)
+        return change * (rate * scale)
+
+
+OPTIMIZERS: dict[str, type[AdamW]] = {"adamw": AdamW, "lamb": Lamb}
 
 
 def _one_minus_power(beta: float, step: Any) -> Any:

@@ -149,6 +149,27 @@ def windows(
     return tf.RaggedTensor.from_row_lengths(tf.gather(segment.flat_values, flat.flat_values), widths), rows, starts
 
 
+def best_window(where: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Is this the window that shows a token with most of what is around it, the first of equally good ones?
+
+    As google-research/bert judges: by the shorter side of the token, then by the length of the window.
+
+    Args:
+        where: which of the `count` tokens each position holds, int32 `[W, T]`; `count` where it holds none.
+
+    Returns:
+        bool `[W, T]`; each token that a window holds is True once.
+    """
+    there = where < count
+    length = tf.reduce_sum(tf.cast(there, tf.int64), axis=1, keepdims=True)
+    left = tf.cumsum(tf.cast(there, tf.int64), axis=1) - 1
+    number, shape = tf.size(where, tf.int64), tf.shape(where)
+    later = tf.reshape(tf.range(number, 0, -1), shape)
+    key = (tf.minimum(left, length - 1 - left) * 100 + length) * (number + 1) + later
+    best = tf.math.unsorted_segment_max(tf.reshape(key, [-1]), tf.reshape(where, [-1]), count + 1)
+    return there & (key == tf.gather(best, where))
+
+
 def merge(values: tf.Tensor, rows: tf.Tensor, num_rows: Any, how: str = "mean") -> tf.Tensor:
     """One value per row from one per window: `[W, n]` -> `[B, n]`; `how` is a name of `MERGES`."""
     return choose(MERGES, how, "way to merge windows")(values, rows, num_rows)

@@ -13,6 +13,7 @@ class Progress:
         total: units of work.
         stream: where to write; standard error unless told otherwise. None is silent.
         every: seconds between plain lines when the stream is no terminal.
+        done: units that were done before.
 
     Example:
         with Progress("predict", total=1000) as progress:
@@ -20,12 +21,14 @@ class Progress:
                 progress.add(len(batch))
     """
 
-    def __init__(self, label: str, total: int, stream: TextIO | None = sys.stderr, every: float = 10.0) -> None:
+    def __init__(
+        self, label: str, total: int, stream: TextIO | None = sys.stderr, every: float = 10.0, done: int = 0
+    ) -> None:
         self.label, self.total, self.stream, self.every = label, total, stream, every
-        self.done, self.values = 0, ""
+        self.done, self.before, self.values = done, done, ""
         self.terminal = stream is not None and stream.isatty()
         self.start = self.last = time.monotonic()
-        self.written = 0
+        self.written = done
 
     def __enter__(self) -> "Progress":
         return self
@@ -47,7 +50,7 @@ class Progress:
         assert self.stream is not None
         self.written = self.done
         spent = time.monotonic() - self.start
-        left = spent / max(self.done, 1) * (self.total - self.done)
+        left = spent / max(self.done - self.before, 1) * (self.total - self.done)
         state = f"{clock(left)} left" if self.done < self.total else f"{clock(spent)}"
         count = f"{self.done}/{self.total}"
         if self.terminal:

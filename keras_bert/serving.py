@@ -1,150 +1,416 @@
 """Text, encoder and head become one SavedModel that takes strings and gives answers.
 
-`serve` is the whole of it: text -> features -> taps -> logits -> answer. `Bert.predict` runs that function in
-process; `export` writes it as the signature `serving_default`.
+`Served.answer` is the whole of it: text -> features -> logits -> answer. `Bert.predict` runs that function in process;
+`export` writes it as the signature `serving_default`, and the others of `COMMON` and `SIGNATURES` beside it. The parts
+are functions of the graph that all signatures call, so weights, vocabulary and graph are in the file once.
+
+Shapes: B texts, W windows (W = B where long texts are cut), T tokens, n labels.
 """
 
-import contextlib
-import os
-import re
-import shutil
-import tempfile
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import tensorflow as tf
+from keras import ops
 
-from keras_bert.checkpoints import sha256
-from keras_bert.config import HeadConfig, dumps, to_dict
-from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert import golden, manifest, op_check, packing, warmup
+from keras_bert.config import HeadConfig, WindowConfig, choose, to_dict
+from keras_bert.errors import CheckpointError
 from keras_bert.heads import Network
+from keras_bert.tokenizer import character_offsets
+from keras_bert.trial import IDS, Trial
+from keras_bert.versions import publishing
 
-MANIFEST = "keras_bert.json"
+Tensors = dict[str, tf.Tensor]
 DTYPES = (tf.float32, tf.int32, tf.string, tf.bool)
 
 
-def serve(text_layer: Any, network: Network, text: Any, text_pair: Any = None) -> dict[str, tf.Tensor]:
-    """Strings `[B]` to answers: from raw text to what a client gets, in one line of calls.
+class Served:
+    """A model as functions from strings to answers.
 
-    Returns:
-        `label` and `score` `[B]`, `labels`, `scores` and `class_ids` `[B, n]` from the best to the worst
-        (classify); `labels`, `scores`, `class_ids` and `active` `[B, n]` in the order of the labels
-        (multilabel); `score` `[B]` (regress); always `num_tokens` int32 `[B]` and `truncated` bool `[B]`.
-        Floats are float32. No width depends on the other texts of the batch.
+    Args:
+        text_layer, network: the parts of the model.
+        pair: does it read pairs of texts?
+        windows: how long texts are read; by default they are cut.
+
+    Attributes:
+        features: strings `[B]` -> what `Text` gives, and `num_windows` int32 `[B]`.
+        network: token_ids, segment_ids int32 and padding_mask bool `[W, T]` -> `logits`, `sequence` `[W, T, D]`, and
+            `pooled` `[W, D]` where the head has a pooler. Differentiable, also after loading; without dropout.
+
+    Raises:
+        ConfigError: the task has no way to merge windows.
     """
-    features = text_layer(text, text_pair)
-    answer = network.answer(features)
-    answer = {name: tf.convert_to_tensor(value) for name, value in answer.items()}
-    answer |= _names(answer, network.head.config)
-    return answer | {name: features[name] for name in ("num_tokens", "truncated")}
+
+    def __init__(self, text_layer: Any, network: Network, pair: bool, windows: WindowConfig | None = None) -> None:
+        self.text_layer, self.head, self.pair = text_layer, network.head, pair
+        self.windows = windows or network.head.windows(text_layer.config.max_seq_length)
+        if self.windows.max_windows > 1 and not self.head.located:
+            choose(MERGED, network.head.config.task, "task with windows")
+        # Raw variables, not the Keras model: with the model as a child, the graph gets two handles for each
+        # variable and TensorFlow 1 loaders, among them TensorFlow Serving, restore only one of them.
+        self.weights = [v.value for v in network.weights if "seed_generator" not in v.path]
+        self.num_positions = network.encoder.config.max_positions
+        self.vocab_size = network.encoder.config.vocab_size
+        self.texts = [tf.TensorSpec([None], tf.string, name=n) for n in ("text", "text_pair")[: 1 + pair]]
+        ids = [tf.TensorSpec([None, None], tf.int32, n) for n in ("token_ids", "segment_ids")]
+        ids.append(tf.TensorSpec([None, None], tf.bool, "padding_mask"))
+
+        def run(token_ids: Any, segment_ids: Any, padding_mask: Any) -> Tensors:
+            features = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
+            taps = network.encoder(features, taps=sorted({*network.head.taps, "sequence"}), training=False)
+            found = {"logits": network.head(taps, training=False), "sequence": taps["sequence"]}
+            if hasattr(network.head, "pooler"):
+                found["pooled"] = network.head.pooler(taps["sequence"])
+            return {name: ops.cast(value, "float32") for name, value in found.items()}
+
+        def read(*texts: Any) -> Tensors:
+            if self.head.located:
+                return text_layer.located(self.windows, *texts) | {"strings": tf.identity(texts[-1])}
+            if self.windows.max_windows > 1:
+                return text_layer.windows(self.windows, *texts)
+            features = text_layer(*texts)
+            return features | {"num_windows": tf.ones_like(features["num_tokens"])}
+
+        self.network = tf.function(run, ids, autograph=False)
+        self.features = tf.function(read, self.texts, autograph=False)
+        self.rows = tf.function(text_layer.offsets, self.texts, autograph=False)
+
+    def answer(self, *texts: Any) -> Tensors:
+        """Strings `[B]` to answers: from raw text to what a client gets.
+
+        Returns:
+            `label` and `score` `[B]`, `labels`, `scores` and `class_ids` `[B, n]` from the best to the worst
+            (classify); `labels`, `scores`, `class_ids` and `active` `[B, n]` in the order of the labels
+            (multilabel); `score` `[B]` (regress); `types`, `texts`, `scores`, `starts`, `ends` and `start_bytes`,
+            `end_bytes` `[B, E]` of the first `num_entities` (tag); `answer`, `score`, `start`, `end`, `start_byte`,
+            `end_byte`, `null_score_diff` `[B]`, and `nbest_answers` and the like `[B, n]` (span); always
+            `num_tokens`, `num_windows` int32 `[B]` and `truncated` bool `[B]`. Floats are float32. No width
+            depends on the other texts of the batch.
+        """
+        features = self.features(*texts)
+        sizes = {name: features[name] for name in ("num_tokens", "num_windows", "truncated")}
+        return self.public(features) | sizes
+
+    def values(self, features: Tensors) -> Tensors:
+        """All that the head says about features: its answer, with label values beside their ids."""
+        logits = self.encoded(features)["logits"]
+        if "rows" in features and not self.head.located:
+            there, back = MERGED[self.head.config.task]
+            count = tf.shape(features["num_tokens"])[0]
+            logits = back(packing.merge(there(logits), features["rows"], count, self.windows.window_merge))
+        answer = {k: tf.convert_to_tensor(value) for k, value in self.head.answer(logits, features).items()}
+        for first, last, *names in SLICED.get(self.head.config.task, ()):
+            found = _slices(features["strings"], answer[first], answer[last])
+            answer |= dict(zip(names, found, strict=True))
+        return answer | _names(answer, self.head.config)
+
+    def public(self, features: Tensors) -> Tensors:
+        """`values` without those that say the same in another form."""
+        return {k: v for k, v in self.values(features).items() if k not in ("probabilities", "class_id")}
+
+    def encoded(self, features: Tensors) -> Tensors:
+        """What `network` gives for features."""
+        return self.network(features["token_ids"], features["segment_ids"], features["padding_mask"])
+
+    def signatures(self) -> dict[str, Any]:
+        """Every signature of the task as a `tf.function`, by name."""
+        table = COMMON | SIGNATURES.get(self.head.config.task, {})
+        return {name: tf.function(*made(self), autograph=False) for name, made in table.items()}
 
 
-def _names(answer: dict[str, tf.Tensor], head: HeadConfig) -> dict[str, tf.Tensor]:
+def signature(text_layer: Any, network: Network, pair: bool, windows: WindowConfig | None = None) -> Any:
+    """`Served.answer` as a `tf.function` of `text`, or of `text` and `text_pair`: what `Bert.predict` runs."""
+    return Served(text_layer, network, pair, windows).signatures()["serving_default"]
+
+
+def _names(answer: Tensors, head: HeadConfig) -> Tensors:
     """Label values beside their ids."""
-    values = tf.constant(list(head.labels), tf.string)
+    values = tf.constant([*head.labels, ""], tf.string)
+    count = len(head.labels)
     return {
-        label: tf.gather(values, answer[ids])
-        for ids, label in (("class_id", "label"), ("class_ids", "labels"))
+        label: tf.gather(values, tf.where(answer[ids] < 0, count, answer[ids]))
+        for ids, label in (("class_id", "label"), ("class_ids", "labels"), ("type_ids", "types"))
         if ids in answer
     }
 
 
-def signature(text_layer: Any, network: Network, pair: bool, names: tuple[str, ...] = ()) -> Any:
-    """`serve` as a `tf.function` of `text`, or of `text` and `text_pair`; `names` selects outputs."""
-    hidden = ("probabilities", "class_id")
-
-    def answer(text: Any, text_pair: Any = None) -> dict[str, tf.Tensor]:
-        found = serve(text_layer, network, text, text_pair)
-        return {k: v for k, v in found.items() if (k in names if names else k not in hidden)}
-
-    strings = [tf.TensorSpec([None], tf.string, name=n) for n in ("text", "text_pair")[: 1 + pair]]
-    if pair:
-        return tf.function(lambda text, text_pair: answer(text, text_pair), strings, autograph=False)
-    return tf.function(lambda text: answer(text), strings, autograph=False)
+SLICED: dict[str, list[tuple[str, str, str, str, str]]] = {
+    "tag": [("start_bytes", "end_bytes", "texts", "starts", "ends")],
+    "span": [
+        ("start_byte", "end_byte", "answer", "start", "end"),
+        ("nbest_start_bytes", "nbest_end_bytes", "nbest_answers", "nbest_starts", "nbest_ends"),
+    ],
+}
+"""Places in bytes that a head answers, and the names of the text there and of the places in characters."""
 
 
-def export(text_layer: Any, network: Network, pair: bool, export_dir: str | Path, version: int | None = None) -> Path:
+def _slices(texts: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The text between places in bytes, and the places in characters, of `[B]` texts and `[B]` or `[B, E]` places.
+
+    Where a place is -1 the text is "" and the place stays. What is no UTF-8 is replaced, as JSON must hold it.
+    """
+    shape = tf.shape(first)
+    if first.shape.rank == 1:
+        first, last = first[:, tf.newaxis], last[:, tf.newaxis]
+    begin, end = tf.maximum(first, 0), tf.maximum(last, 0)
+    slices = tf.strings.substr(texts[:, tf.newaxis], begin, end - begin)
+    slices = tf.strings.unicode_transcode(slices, "UTF-8", "UTF-8")
+    both = character_offsets(texts, tf.RaggedTensor.from_tensor(tf.concat([begin, end], 1)))
+    found = tf.reshape(both.flat_values, tf.shape(tf.concat([begin, end], 1)))
+    starts, ends = (tf.where(first < 0, -1, places) for places in tf.split(found, 2, axis=1))
+    return tf.reshape(slices, shape), tf.reshape(starts, shape), tf.reshape(ends, shape)
+
+
+# === Windows: logits -> what is merged, and back to logits ===
+
+
+def _logit(scores: Any) -> Any:
+    return ops.log(scores) - ops.log1p(-scores)
+
+
+def _same(values: Any) -> Any:
+    return values
+
+
+MERGED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "classify": (ops.softmax, ops.log),
+    "multilabel": (ops.sigmoid, _logit),
+    "regress": (_same, _same),
+}
+"""Probabilities are merged, not logits; `Head.answer` makes probabilities of their logarithms again."""
+
+
+# === How inputs become features: Served -> (function, input signature) ===
+
+Made = tuple[Callable[..., Tensors], list[tf.TensorSpec]]
+Gives = Callable[[Served, Tensors], Tensors]
+
+
+def strings(gives: Callable[..., Tensors]) -> Callable[[Served], Made]:
+    """Of strings `text`, and `text_pair` for pairs, which `gives` takes as they are."""
+
+    def made(served: Served) -> Made:
+        def of_pair(text: Any, text_pair: Any) -> Tensors:
+            return gives(served, text, text_pair)
+
+        def of_one(text: Any) -> Tensors:
+            return gives(served, text)
+
+        return of_pair if served.pair else of_one, served.texts
+
+    return made
+
+
+def text(gives: Gives) -> Callable[[Served], Made]:
+    """Of strings `text`, and `text_pair` for pairs."""
+    return strings(lambda served, *texts: gives(served, served.features(*texts)))
+
+
+def examples(gives: Gives) -> Callable[[Served], Made]:
+    """Of serialized tf.Examples with `text` and `text_pair`, which REST's `:classify` and `:regress` send."""
+
+    def made(served: Served) -> Made:
+        keys = {spec.name: tf.io.FixedLenFeature([], tf.string) for spec in served.texts}
+
+        def function(inputs: Any) -> Tensors:
+            parsed = tf.io.parse_example(inputs, keys)
+            return gives(served, served.features(*(parsed[name] for name in keys)))
+
+        return function, [tf.TensorSpec([None], tf.string, name="inputs")]
+
+    return made
+
+
+def token_ids(gives: Gives) -> Callable[[Served], Made]:
+    """Of token ids `[B, T]` under the names that TensorFlow Hub and Model Garden clients use; they pad with mask 0."""
+
+    def made(served: Served) -> Made:
+        def function(input_word_ids: Any, input_mask: Any, input_type_ids: Any) -> Tensors:
+            length, most = tf.shape(input_word_ids)[1], served.num_positions
+            low = tf.reduce_all((input_word_ids >= 0) & (input_word_ids < served.vocab_size))
+            checks = [
+                tf.debugging.Assert(length <= most, [f"input_word_ids: at most {most} tokens, got", length]),
+                tf.debugging.Assert(low, [f"input_word_ids: ids must be from 0 to {served.vocab_size - 1}"]),
+            ]
+            with tf.control_dependencies(checks):
+                grow = [[0, 0], [0, tf.maximum(2 - length, 0)]]  # rows of no tokens have no first position
+                ids, mask, types = (tf.pad(t, grow) for t in (input_word_ids, input_mask, input_type_ids))
+            return gives(served, {"token_ids": ids, "segment_ids": types, "padding_mask": mask > 0})
+
+        return function, [tf.TensorSpec([None, None], tf.int32, name) for name in IDS]
+
+    return made
+
+
+# === What a signature gives: (Served, features) -> outputs ===
+
+
+def only(**names: str) -> Gives:
+    """Some of `Served.values`, under other names."""
+
+    def gives(served: Served, features: Tensors) -> Tensors:
+        values = served.values(features)
+        return {alias: values[name] for alias, name in names.items()}
+
+    return gives
+
+
+def embedding(served: Served, features: Tensors) -> Tensors:
+    """`embedding` `[B, D]`: the mean of the last layer over a text's positions, of length 1."""
+    mask = tf.cast(features["padding_mask"], tf.float32)[:, :, tf.newaxis]
+    total = tf.reduce_sum(served.encoded(features)["sequence"] * mask, axis=1)
+    if "rows" in features:
+        total = tf.math.unsorted_segment_sum(total, features["rows"], tf.shape(features["num_tokens"])[0])
+    return {"embedding": tf.math.l2_normalize(total, axis=1, epsilon=1e-12)}
+
+
+def answer_of_ids(served: Served, features: Tensors) -> Tensors:
+    """The answer, and `logits` `[B, n]`, `pooled_output` `[B, D]` for those who go on computing."""
+    encoded = served.encoded(features)
+    further = {"logits": encoded["logits"]} | ({"pooled_output": encoded["pooled"]} if "pooled" in encoded else {})
+    return served.public(features) | further
+
+
+def logits_of_ids(served: Served, features: Tensors) -> Tensors:
+    """`logits` `[B, T, n]` of every token: where in a text something is, ids do not say."""
+    return {"logits": served.encoded(features)["logits"]}
+
+
+def tokenize(served: Served, *texts: Any) -> Tensors:
+    """The rows that the model sees: `tokens`, `ids`, `segment_ids`, and which bytes of the texts they come from."""
+    width = served.text_layer.config.max_seq_length
+    rows = served.rows(*texts)
+
+    def wide(values: tf.Tensor, fill: Any) -> tf.Tensor:
+        grown = tf.pad(values, [[0, 0], [0, width - tf.shape(values)[1]]], constant_values=fill)
+        return tf.ensure_shape(grown, [None, width])
+
+    tokens = tf.gather(tf.constant(served.text_layer.vocabulary), rows["token_ids"])
+    return {
+        "tokens": wide(tf.where(rows["padding_mask"], tokens, ""), ""),
+        "ids": wide(rows["token_ids"], served.text_layer.pad_id),
+        "segment_ids": wide(rows["segment_ids"], 0),
+        "starts": wide(rows["starts"], -1),
+        "ends": wide(rows["ends"], -1),
+        "num_tokens": rows["num_tokens"],
+        "truncated": rows["truncated"],
+    }
+
+
+COMMON: dict[str, Callable[[Served], Made]] = {
+    "serving_default": strings(Served.answer),
+    "tokenize": strings(tokenize),
+    "embedding": text(embedding),
+    "token_ids": token_ids(answer_of_ids),
+}
+"""The signatures of every model."""
+
+SIGNATURES: dict[str, dict[str, Callable[[Served], Made]]] = {
+    "classify": {
+        "probabilities": text(only(probabilities="probabilities")),
+        "classify": examples(only(classes="labels", scores="scores")),
+    },
+    "multilabel": {
+        "probabilities": text(only(probabilities="scores")),
+        "classify": examples(only(classes="labels", scores="scores")),
+    },
+    "regress": {"regress": examples(only(outputs="score"))},
+    "tag": {"token_ids": token_ids(logits_of_ids)},
+    "span": {"token_ids": token_ids(logits_of_ids)},
+}
+"""The signatures that a task has besides: a new head adds its row here."""
+
+
+# === Export ===
+
+MANY_LABELS = 1000
+"""Models with more have one golden request a signature, so that the manifest stays small."""
+
+
+def export(
+    text_layer: Any,
+    network: Network,
+    pair: bool,
+    export_dir: str | Path,
+    version: int | None = None,
+    windows: WindowConfig | None = None,
+    precision: str = "",
+    about: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a SavedModel under `export_dir/VERSION`, as TensorFlow Serving expects it.
 
-    The model is written under a temporary name and renamed at the end, so a server that watches
-    `export_dir` never sees half of it. Signature: `serving_default`, see `serve`.
+    The model is written under a temporary name, its ops are looked up, it is loaded again and asked, and only then
+    is it renamed: a server that watches `export_dir` never sees half of it.
 
     Args:
         version: a positive number that is not there yet; None takes the one after the largest.
+        windows: how long texts are read.
+        precision: "float32" or "bfloat16" arithmetic; "" takes the network's own. Weights and outputs are float32.
+        about: what the manifest and the model card say besides, such as `license`, `base_model`, `description`.
 
     Returns:
         The version directory.
 
     Raises:
-        ConfigError: the version is not a positive 64-bit number or exists, or `export_dir` is a file.
-        CheckpointError: the directory cannot be written.
+        ConfigError: the version is not a positive 64-bit number or exists, `export_dir` is a file, or the windows do
+            not suit the model.
+        CheckpointError: the directory cannot be written, no server has an op of the graph, or the loaded model answers
+            otherwise than this one.
     """
-    base = target = Path(export_dir)
+    base = Path(export_dir)
+    network = in_precision(network, precision)
+    served = Served(text_layer, network, pair, windows)
+    functions = served.signatures()
     module = tf.Module()
-    # Raw variables, not the Keras model: with the model as a child, the graph gets two handles for each
-    # variable and TensorFlow 1 loaders, among them TensorFlow Serving, restore only one of them.
-    module.weights = [v.value for v in network.weights if "seed_generator" not in v.path]
-    module.serving_default = signature(text_layer, network, pair)
-    temporary = None
-    try:
-        target = base / str(next_version(base) if version is None else check_version(base, version))
-        base.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=base, prefix=f".tmp-{target.name}-"))
-        tf.saved_model.save(module, str(temporary), signatures={"serving_default": module.serving_default})
-        extra = temporary / "assets.extra"
-        extra.mkdir(exist_ok=True)
-        (extra / MANIFEST).write_text(dumps(manifest(text_layer, network, temporary)), "utf-8")
-        temporary.chmod(0o755)
-        os.rename(temporary, target)
-    except (OSError, tf.errors.OpError) as error:
-        raise CheckpointError(f"{target}: cannot be written ({str(error).splitlines()[0]})") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(temporary)
+    module.weights, module.features, module.network = served.weights, served.features, served.network
+    with publishing(base, version) as (folder, target):
+        try:
+            tf.saved_model.save(module, str(folder), signatures=functions)
+        except tf.errors.OpError as error:
+            raise CheckpointError(f"{target}: cannot be written ({str(error).splitlines()[0]})") from error
+        ops_used, described = op_check.check(folder), manifest.described(folder)
+        model = tf.saved_model.load(str(folder))
+        trial = Trial(text_layer, pair, described)
+        ask = golden.loaded(model)
+        few = 1 if len(served.head.config.labels) > MANY_LABELS else None
+        cases = [golden.case(name, inputs, ask(name, inputs)) for name, inputs in trial.golden(few)]
+        tolerance = golden.TOLERANCES[network.compute_dtype]
+        said = {"golden": [c for c in cases if c["signature"] == "serving_default"], "signatures": described}
+        golden.replay(said | {"tolerance": tolerance}, golden.loaded(SimpleNamespace(signatures=functions)))
+        requests = trial.warmup(served.windows.max_windows)
+        warmup.replay(model.signatures, requests)
+        warmup.write(folder, base.absolute().name, requests)
+        facts = {
+            "pair": pair,
+            "head": to_dict(served.head.config),
+            "text": to_dict(text_layer.config),
+            "encoder": to_dict(network.encoder.config),
+            "windows": to_dict(served.windows),
+            "precision": network.compute_dtype,
+            "parameters": sum(math.prod(w.shape) for w in served.weights),
+            "vocabulary": manifest.vocabulary(text_layer.vocabulary),
+            "embedding": {"pooling": "mean", "normalized": True},
+            "signatures": described,
+            "tolerance": tolerance,
+            "example": trial.example,
+            "golden": cases,
+            "warmup_records": len(requests),
+            "about": dict(about or {}),
+        }
+        manifest.write(folder, base.absolute().name, facts, ops_used)
     return target
 
 
-def manifest(text_layer: Any, network: Network, folder: Path) -> dict[str, Any]:
-    """What the SavedModel is, for people and programs: configurations, versions, files with their hashes."""
-    import keras
-    import tensorflow_text
-
-    from keras_bert import __version__
-
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {
-        "schema": 1,
-        "keras_bert": __version__,
-        "tensorflow": tf.__version__,
-        "tensorflow_text": tensorflow_text.__version__,
-        "keras": keras.__version__,
-        "head": to_dict(network.head.config),
-        "text": to_dict(text_layer.config),
-        "encoder": to_dict(network.encoder.config),
-        "files": {str(p.relative_to(folder)): sha256(p) for p in files},
-    }
-
-
-def versions(base: Path) -> list[int]:
-    """The version numbers under `base`, sorted."""
-    if not base.is_dir():
-        return []
-    return sorted(int(p.name) for p in base.iterdir() if p.is_dir() and re.fullmatch("[0-9]+", p.name))
-
-
-def next_version(base: Path) -> int:
-    """One after the largest version under `base`; 1 in an empty or new directory."""
-    if base.exists() and not base.is_dir():
-        raise ConfigError(f"{base}: is a file; export_dir must be a directory")
-    return max(versions(base), default=0) + 1
-
-
-def check_version(base: Path, version: int) -> int:
-    """`version`, if a server can load it from `base` and it is not there yet."""
-    next_version(base)
-    if not 0 < version < 2**63:
-        raise ConfigError(f"version must be from 1 to {2**63 - 1}, got {version}")
-    if version in versions(base):
-        raise ConfigError(f"{base / str(version)}: exists; give another --version, or none for the next one")
-    return version
+def in_precision(network: Network, precision: str) -> Network:
+    """The same weights in a network that computes in "float32" or "bfloat16"; "" leaves it as it is."""
+    policy = {"": network.dtype_policy.name, "float32": "float32", "bfloat16": "mixed_bfloat16"}
+    wanted = choose(policy, precision, "precision")
+    if wanted == network.dtype_policy.name:
+        return network
+    other = Network(network.encoder.config, network.head.config, dtype=wanted)
+    other.set_weights(network.get_weights())
+    return other

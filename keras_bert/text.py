@@ -8,10 +8,11 @@ TensorFlow ops only, so that older TensorFlow Serving releases load it too.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_bert import packing
-from keras_bert.config import TextConfig, choose
+from keras_bert.config import TextConfig, WindowConfig, choose
 from keras_bert.errors import ConfigError
 from keras_bert.tokenizer import Tokenizer
 from keras_bert.vocabulary import check_vocabulary
@@ -57,6 +58,7 @@ class Text:
         self.cls_id, self.sep_id = index["[CLS]"], index["[SEP]"]
         self.pad_id = index.get("[PAD]", 0)
         self.tokenizer = Tokenizer(self.vocabulary, self.config.do_lower_case, self.config.flavour, special_tokens)
+        self.continues = np.array([piece.startswith("##") for piece in self.vocabulary])
 
     def tokenize(self, text: Any) -> tf.RaggedTensor:
         """Strings `[B]` -> ids of their word pieces, ragged int32 `[B, tokens]`, nothing cut or added."""
@@ -68,6 +70,113 @@ class Text:
 
     def __call__(self, *segments: Any) -> dict[str, tf.Tensor]:
         tokens = [self.tokenize(segment) for segment in segments if segment is not None]
+        return self._features(self._cut(tokens, self._keep(tokens))) | self._sizes(tokens)
+
+    def windows(self, config: WindowConfig, *segments: Any) -> dict[str, tf.Tensor]:
+        """As a call, but the last segment is read in overlapping windows; the others keep half of the row at most.
+
+        Returns:
+            Features of the W windows, those of one text after another: `token_ids`, `segment_ids` and `padding_mask`
+            `[W, T]`; the text that each belongs to, `rows` int32 `[W]`; and for the B texts `num_tokens`,
+            `num_windows` int32 `[B]` and `truncated` bool `[B]`: is there a token that no window holds?
+
+        Raises:
+            ConfigError: tokens between two windows would be lost, because the stride is longer than a window.
+        """
+        tokens = [self.tokenize(segment) for segment in segments if segment is not None]
+        return self._windows(config, tokens, self._room(tokens) // 2)[0]
+
+    def located(self, config: WindowConfig, *segments: Any) -> dict[str, tf.Tensor]:
+        """As `windows`, with at most `max_query_length` tokens of the others, and where in the last segment pieces are.
+
+        Returns:
+            What `windows` gives, and for each position of a window, -1 or False where it is no piece of the last
+            segment: `starts` and `ends` int32 `[W, T]`, in bytes of the segment; `words` int32, the number of the word
+            in its text; `begins` bool, is it the first piece of a word; `best` bool, is this the one window that shows
+            most of what is around the piece?
+
+        Raises:
+            ConfigError: as `windows` does.
+        """
+        given = [strings(segment) for segment in segments if segment is not None]
+        tokens = [self.tokenize(segment) for segment in given[:-1]]
+        last, starts, ends = self.tokenizer.tokenize_with_offsets(given[-1])
+        tokens.append(last)
+        limit = min(config.max_query_length * len(tokens[:-1]), self._room(tokens) // 2)
+        features, where = self._windows(config, tokens, limit)
+        first = tf.ragged.range(last.row_lengths()).flat_values == 0
+        begins = first | ~tf.gather(self.continues, last.flat_values)
+        count = tf.cumsum(tf.cast(begins, tf.int32))
+        words = count - tf.repeat(tf.boolean_mask(count, first), last.row_lengths()[last.row_lengths() > 0])
+
+        def placed(values: tf.Tensor, none: Any) -> tf.Tensor:
+            return tf.gather(tf.concat([values, [none]], 0), where)
+
+        return features | {
+            "starts": placed(starts.flat_values, -1),
+            "ends": placed(ends.flat_values, -1),
+            "words": placed(words, -1),
+            "begins": placed(begins, False),
+            "best": packing.best_window(where, tf.size(last.flat_values)),
+        }
+
+    def offsets(self, *segments: Any) -> dict[str, tf.Tensor]:
+        """The row of each text as the model sees it, and where in the text its pieces are.
+
+        Returns:
+            `token_ids`, `segment_ids`, and in bytes of the segment `starts` and `ends`, -1 where a position is no piece
+            of a text; all int32 `[B, T]`. And `padding_mask`, `num_tokens` and `truncated` as a call gives them.
+        """
+        found = [self.tokenizer.tokenize_with_offsets(strings(segment)) for segment in segments if segment is not None]
+        tokens, starts, ends = (list(column) for column in zip(*found, strict=True))
+        keep = self._keep(tokens)
+        numbers, count = [], tf.constant(0)
+        for t in tokens:
+            numbers.append(t.with_flat_values(tf.range(tf.size(t.flat_values)) + count))
+            count += tf.size(t.flat_values)
+        where = packing.pack(self._cut(numbers, keep), count, count, count)[0]
+
+        def placed(values: list[tf.RaggedTensor]) -> tf.Tensor:
+            return tf.gather(tf.concat([*(v.flat_values for v in values), [-1]], 0), where)
+
+        row = self._features(self._cut(tokens, keep)) | self._sizes(tokens)
+        return row | {"starts": placed(starts), "ends": placed(ends)}
+
+    # === Steps ===
+
+    def _windows(
+        self, config: WindowConfig, tokens: list[tf.RaggedTensor], limit: int
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """What `windows` gives, where the other segments keep `limit` tokens, and the number that each position has
+        among all tokens of the last segments, `[W, T]`; where it is none of them, how many there are."""
+        room = self._room(tokens)
+        *others, last = tokens
+        limit = limit if others else 0
+        stride = config.doc_stride or max(1, (room - limit) // 2)
+        if stride > room - limit:
+            raise ConfigError(f"doc_stride {stride} is more than the {room - limit} tokens of a window; take fewer")
+        others = [packing.cut(t, tf.fill([t.nrows()], limit // len(others))) for t in others]
+        size = tf.fill([last.nrows()], room) - sum(map(_lengths, others))
+        count = tf.size(last.flat_values)
+        numbers, rows, starts = packing.windows(
+            last.with_flat_values(tf.range(count)), size, stride, config.max_windows
+        )
+        pieces = numbers.with_flat_values(tf.gather(last.flat_values, numbers.flat_values))
+        before = [tf.gather(t, rows) for t in others]
+        read = tf.math.unsorted_segment_max(starts + _lengths(pieces), rows, last.nrows())
+        num_read = read + sum(map(_lengths, others)) + 1 + len(tokens)
+        sizes = self._sizes(tokens)
+        features = self._features([*before, pieces]) | {
+            "rows": rows,
+            "num_tokens": sizes["num_tokens"],
+            "num_windows": tf.math.unsorted_segment_sum(tf.ones_like(rows), rows, last.nrows()),
+            "truncated": sizes["num_tokens"] > num_read,
+        }
+        none = [t.with_flat_values(tf.fill(tf.shape(t.flat_values), count)) for t in before]
+        return features, packing.pack([*none, numbers], count, count, count)[0]
+
+    def _room(self, tokens: list[tf.RaggedTensor]) -> int:
+        """Tokens of a row that are left for the segments."""
         for number, t in enumerate(tokens, 1):
             if not t.shape[:1].is_compatible_with(tokens[0].shape[:1]):
                 first, other = tokens[0].shape[0], t.shape[0]
@@ -75,20 +184,28 @@ class Text:
         room = self.config.max_seq_length - 1 - len(tokens)
         if not tokens or room < 0:
             raise ConfigError(f"{len(tokens)} segments do not fit into {self.config.max_seq_length} tokens")
-        lengths = [tf.cast(t.row_lengths(), tf.int32) for t in tokens]
-        num_tokens = tf.add_n(lengths) + 1 + len(tokens)
-        kept = [
-            packing.cut(t, keep, self.config.truncation_part)
-            for t, keep in zip(tokens, self.share(lengths, room), strict=True)
-        ]
-        token_ids, segment_ids, padding_mask = packing.pack(kept, self.cls_id, self.sep_id, self.pad_id)
-        return {
-            "token_ids": token_ids,
-            "segment_ids": segment_ids,
-            "padding_mask": padding_mask,
-            "num_tokens": num_tokens,
-            "truncated": num_tokens > self.config.max_seq_length,
-        }
+        return room
+
+    def _keep(self, tokens: list[tf.RaggedTensor]) -> list[tf.Tensor]:
+        """How many tokens of each segment fit into the row."""
+        room = self._room(tokens)
+        return self.share(list(map(_lengths, tokens)), room)
+
+    def _cut(self, tokens: list[tf.RaggedTensor], keep: list[tf.Tensor]) -> list[tf.RaggedTensor]:
+        part = self.config.truncation_part
+        return [packing.cut(t, k, part) for t, k in zip(tokens, keep, strict=True)]
+
+    def _features(self, kept: list[tf.RaggedTensor]) -> dict[str, tf.Tensor]:
+        found = packing.pack(kept, self.cls_id, self.sep_id, self.pad_id)
+        return dict(zip(("token_ids", "segment_ids", "padding_mask"), found, strict=True))
+
+    def _sizes(self, tokens: list[tf.RaggedTensor]) -> dict[str, tf.Tensor]:
+        num_tokens = tf.add_n(list(map(_lengths, tokens))) + 1 + len(tokens)
+        return {"num_tokens": num_tokens, "truncated": num_tokens > self.config.max_seq_length}
+
+
+def _lengths(tokens: tf.RaggedTensor) -> tf.Tensor:
+    return tf.cast(tokens.row_lengths(), tf.int32)
 
 
 def strings(text: Any) -> tf.Tensor:

@@ -18,7 +18,15 @@ import tensorflow as tf
 
 from keras_bert import double_array
 from keras_bert.errors import ConfigError, DataError
-from keras_bert.normalization import FINAL_SIGMA, SIGMA, changes, code_points, members
+from keras_bert.normalization import (
+    FINAL_SIGMA,
+    SIGMA,
+    SURROGATES,
+    changes,
+    character_class,
+    code_points,
+    members,
+)
 from keras_bert.wordpiece import MAX_WORD_CHARACTERS, UNKNOWN, check_special_tokens, has_sigma_rule, index
 
 HOST = "/CPU:0"
@@ -30,7 +38,6 @@ FILLER = b"\x01"
 ROW = 2**32
 """Keeps the places of different rows apart in one sorted list."""
 PRIVATE = range(0xF0000, 0xFFFFE)
-SURROGATES = range(0xD800, 0xE000)
 LONE = (0xFA6E, 0xFA6F, *range(0xFADA, 0xFB00), 0x2FA1E, 0x2FA1F)
 """Unassigned code points of the CJK compatibility blocks: the kernel makes each a word of its own."""
 
@@ -44,8 +51,8 @@ class Tokenizer:
         flavour: "original" (google-research/bert) or "hf" (Hugging Face's fast tokenizers).
         special_tokens: pieces to find in the text as they are written; others are ordinary text.
 
-    Any bytes are accepted: ill-formed UTF-8 is skipped, as by `decode("utf-8", "ignore")`. See `wordpiece.Encoding`
-    for what offsets mean.
+    Any bytes are accepted: ill-formed UTF-8 is skipped, as by `decode("utf-8", "ignore")`, but a special token with
+    such bytes inside is ordinary text. See `wordpiece.Encoding` for what offsets mean.
 
     Raises:
         ConfigError: no such flavour, special tokens that cannot be told apart, or no TensorFlow Text.
@@ -85,7 +92,7 @@ class Tokenizer:
             self._is_suffix = tf.constant([row.startswith("##") for row in rows])
             self._table, self._special_table = (tf.constant(table) for table in tables)
             self._filling_table = tf.constant(_filling_table(FILLER))
-        self._sigma_rule = _sigma_rule(flavour) if has_sigma_rule(do_lower_case, flavour) else ""
+        self._sigma_rule = _sigma_rule() if has_sigma_rule(do_lower_case, flavour) else ""
 
     def tokenize(self, strings: tf.Tensor) -> tf.RaggedTensor:
         """Strings `[B]` -> ids, ragged int32 `[B, tokens]`; B may be 0."""
@@ -238,16 +245,11 @@ def _holds(joined: tf.Tensor, pattern: str) -> tf.Tensor:
 
 
 @cache
-def _sigma_rule(flavour: str) -> str:
-    """RE2 pattern: a capital sigma after a letter and not before one, ignorable characters between."""
-
-    def ranges(kind: str) -> str:
-        codes = np.array(sorted(members(flavour, kind)))
-        breaks = np.flatnonzero(np.diff(codes) > 1)
-        pairs = zip(codes[np.r_[0, breaks + 1]], codes[np.r_[breaks, len(codes) - 1]], strict=True)
-        return "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in pairs)
-
-    letter, ignorable = ranges("letter"), ranges("ignorable")
+def _sigma_rule() -> str:
+    """`wordpiece`'s rule of final sigmas for RE2, which cannot look ahead."""
+    letter, ignorable = (
+        character_class(members("original", kind), r"\x{{{:x}}}-\x{{{:x}}}") for kind in ("letter", "ignorable")
+    )
     return rf"([{letter}][{ignorable}]*){SIGMA}([{ignorable}]*(?:[^{letter}{ignorable}]|\z))"
 
 

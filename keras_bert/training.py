@@ -1,18 +1,18 @@
-"""Training: one step, one loop, on one device or on all GPUs of a machine.
+"""Training: the loop around the step of `trainer.py`, and fine-tuning.
 
-The step is our own because Keras 3's `fit` is wrong or broken under `tf.distribute`: gradients are summed
-over replicas once, clipped once by their global norm, divided by the all-reduced number of rows, and applied
-once, so that one device and many give the same update whatever the batch is split into.
+Where a run stands is the number of batches it has taken. Everything else, the order of the data and the masks
+too, follows from that number and the seed, so a run that was killed goes on from its newest state (`runs.py`) and
+ends with the weights, bit for bit, of one that was not.
 """
 
-import functools
-import json
 import math
-import os
 import platform
+import signal
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,196 +20,272 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bert.checkpoints import load, open_checkpoint, write_atomic
-from keras_bert.config import FEATURES, OptimizerConfig, TrainConfig
-from keras_bert.data import Examples, batches_by_length, batches_in_order, dataset, lengths
-from keras_bert.errors import CheckpointError, ConfigError, DivergedError
-from keras_bert.heads import Network
-from keras_bert.optimizers import AdamW, WarmUpLinearDecay
+from keras_bert import strategies
+from keras_bert.checkpoints import load, open_checkpoint
+from keras_bert.config import FEATURES, OptimizerConfig, RunConfig, TrainConfig, WindowConfig
+from keras_bert.data import Examples, Prepare, batches_by_length, batches_in_order, dataset, encoded, lengths, rows_of
+from keras_bert.errors import CheckpointError, DivergedError, KerasBertError, Stopped
+from keras_bert.heads import Head, Network
 from keras_bert.progress import Progress, clock
+from keras_bert.runs import States
+from keras_bert.trainer import Batch, Scalars, Tally, Task, Trainer, copy_weights, distribute
+from keras_bert.wordpiece import misfit
 
-METRICS_FILE = "metrics.jsonl"
 Say = Callable[[str], None]
-POLICIES = {"none": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+PLACES = ("token_ids", "segment_ids", "padding_mask", "starts", "ends", "begins")
+"""What a row that is a window is made of; see `text.Text.located`."""
 
 
-def strategy_for(config: TrainConfig) -> tf.distribute.Strategy:
-    """The `tf.distribute` strategy that the flags ask for.
+# === The loop ===
 
-    Raises:
-        ConfigError: more GPUs are asked for than there are, or mirrored with no device to mirror to.
+
+@dataclass(frozen=True)
+class Rounds:
+    """How long a run is: `steps` in all, evaluated after every `size` of them and at the end."""
+
+    steps: int
+    size: int
+    unit: str = "epoch"
+
+    def __len__(self) -> int:
+        return -(-self.steps // self.size)
+
+    def end(self, number: int) -> int:
+        """Step after which round `number`, from 0, ends."""
+        return min((number + 1) * self.size, self.steps)
+
+    def label(self, number: int) -> str:
+        """`epoch 2/3`, or `step 2000/3000`, of round `number`, from 0."""
+        return f"epoch {number + 1}/{len(self)}" if self.unit == "epoch" else f"step {self.end(number)}/{self.steps}"
+
+
+@dataclass
+class Keeping:
+    """Where and how a run is kept, and what tells it to stop.
+
+    Attributes:
+        folder: the directory of the run; None keeps nothing.
+        catch_signals: SIGTERM and SIGINT save and stop; a second one kills.
     """
-    gpus = tf.config.list_logical_devices("GPU")
-    if config.num_gpus > len(gpus):
-        found = ", ".join(d.name for d in tf.config.list_logical_devices())
-        raise ConfigError(f"num_gpus is {config.num_gpus} but {len(gpus)} are visible; the devices are {found}")
-    chosen = gpus if config.num_gpus < 0 else gpus[: config.num_gpus]
-    devices = [d.name for d in chosen or tf.config.list_logical_devices("CPU")]
-    kind = config.distribution_strategy
-    if kind == "mirrored" or (kind == "auto" and len(devices) > 1 and chosen):
-        return _mirrored(tuple(devices))
-    return tf.distribute.OneDeviceStrategy(devices[0])
+
+    folder: Path | None = None
+    config: RunConfig = field(default_factory=RunConfig)
+    catch_signals: bool = False
 
 
-@functools.cache
-def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
-    """One strategy a process: those of a second one would number their collectives like those of the first."""
-    return tf.distribute.MirroredStrategy(devices)
+@dataclass
+class Judge:
+    """What is done after a round, with the averaged weights where there are averages.
+
+    Attributes:
+        evaluate: returns what is to be recorded.
+        conclude: gets the whole record.
+    """
+
+    evaluate: Callable[[], dict[str, Any]]
+    conclude: Callable[[dict[str, Any]], None]
 
 
-class Trainer:
-    """A network, its optimizer and the compiled steps, under one strategy.
+def run_rounds(
+    trainer: Trainer,
+    batches: Callable[[int], Any],
+    rounds: Rounds,
+    judge: Judge,
+    keeping: Keeping,
+    resumed: dict[str, Any],
+    say: Say,
+    progress: Any,
+) -> tuple[list[dict[str, Any]], float]:
+    """Train to the end of the run, evaluating and saving on the way.
 
     Args:
-        network: weights to start from; it is not changed until `finish`.
-        text: the tokenizer, a `text.Text`.
-        total_steps: steps of the whole run, for the schedule.
+        batches: batch number -> the distributed batches from there on; asked again where they end.
+        resumed: what `resume` gave.
+
+    Returns:
+        The records of all rounds, and the batches per second of this process.
+
+    Raises:
+        DivergedError: a loss or gradient is not a number; the states so far stay.
+        CheckpointError: the directory cannot be written.
+        Stopped: by a signal or the time limit, after a state was written.
     """
+    step, spent = int(resumed.get("step", 0)), float(resumed.get("spent", 0.0))
+    history: list[dict[str, Any]] = list(resumed.get("history", []))
+    tally = Tally(trainer.task.factors, resumed.get("tally"))
+    states = writer = None
+    if keeping.folder is not None and strategies.worker(trainer.strategy)[0] == 0:
+        states = States(keeping.folder, keeping.config.keep_checkpoint_max)
+        writer = tf.summary.create_file_writer(str(keeping.folder / "tensorboard"))
+    begun, first, seconds = time.monotonic(), step, 0.0
+    alone = strategies.worker(trainer.strategy)[1] == 1  # else all have to stop after the same step
+    left: Iterator[Batch] = iter(())
 
-    def __init__(
-        self, network: Network, text: Any, optimizer: OptimizerConfig, config: TrainConfig, total_steps: int
-    ) -> None:
-        self.config, self.text, self.strategy = config, text, strategy_for(config)
-        self.rate, self.clip_norm = optimizer.learning_rate, optimizer.clip_norm
-        with self.strategy.scope():
-            self.network = Network(network.encoder.config, network.head.config, dtype=POLICIES[config.mixed_precision])
-            copy_weights(network, self.network)
-            for i, variable in enumerate(v for v in self.network.variables if "seed_generator" in v.path):
-                variable.assign([config.seed % 2**32, i])
-            warmup = round(optimizer.warmup_proportion * total_steps)
-            schedule = WarmUpLinearDecay(optimizer.learning_rate, total_steps, warmup)
-            self.optimizer = AdamW(schedule, optimizer)
-            self.optimizer.build(self.network.trainable_variables)
-            scaled = config.mixed_precision == "float16"
-            self.loss_scale = tf.Variable(2.0**15 if scaled else 1.0, trainable=False, name="loss_scale")
-            self.good_steps = tf.Variable(0, trainable=False, name="good_steps")
-        self.scaled = scaled
-        self._train: Any = None
-        self._answer: Any = None
-
-    @property
-    def step(self) -> int:
-        """Updates made so far."""
-        return int(self.optimizer.iterations.numpy())
-
-    def state(self) -> dict[str, Any]:
-        """All that the next step depends on, as variables by name, for a checkpoint.
-
-        The variables and not the network: Keras keeps the seeds of dropout from `tf.train.Checkpoint`.
-        """
-        variables = self.network.variables
-        return {
-            "weights": {v.path: v.value for v in variables if "seed_generator" not in v.path},
-            "seeds": [v.value for v in variables if "seed_generator" in v.path],
-            "optimizer": {v.path: v.value for v in self.optimizer.variables},
-            "loss_scale": self.loss_scale,
-            "good_steps": self.good_steps,
-        }
-
-    def distribute(self, examples: Examples, batches: list[np.ndarray]) -> Any:
-        """The batches as a distributed dataset: each is cut into one part per replica, parts may be empty."""
-        replicas = self.strategy.num_replicas_in_sync
-        parts = [part for batch in batches for part in np.array_split(batch, replicas)]
-        return self.strategy.distribute_datasets_from_function(lambda context: dataset(examples, self.text, parts))
-
-    def train_batches(self, batches: Any) -> Any:
-        """Train on each batch; yields `(loss, rows, finite)` of the step before, so the device never waits."""
-        before = None
-        for batch in batches:
-            if self._train is None:
-                self._train = tf.function(self._train_step, input_signature=[batches.element_spec])
-            now = self._train(batch)
-            if before is not None:
-                yield [float(x) for x in before]
-            before = now
-        if before is not None:
-            yield [float(x) for x in before]
-
-    def _train_step(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        loss_sums, counts, gradients = self.strategy.run(self._gradients, args=(batch,))
-        variables = [v.value for v in self.network.trainable_variables]
-        count = tf.maximum(self.strategy.reduce("SUM", counts, axis=None), 1.0)
-        loss = self.strategy.reduce("SUM", loss_sums, axis=None) / count
-        extended = self.strategy.extended
-        gradients = extended.batch_reduce_to("SUM", list(zip(gradients, variables, strict=True)))
-        local = [self.strategy.experimental_local_results(g)[0] for g in gradients]
-        norm = tf.linalg.global_norm(local) / (count * self.loss_scale)
-        finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
-        clip = tf.minimum(1.0, self.clip_norm / tf.maximum(norm, 1e-30)) if self.clip_norm else 1.0
-        factor = clip / (count * self.loss_scale)
-        rate = self.optimizer.learning_rate
-
-        def update(variable: Any, gradient: Any, factor: Any, rate: Any) -> None:
-            self.optimizer.update_step(gradient * factor, variable, rate)
-
-        def apply() -> tf.Tensor:
-            for variable, gradient in zip(variables, gradients, strict=True):
-                extended.update(variable, update, args=(gradient, factor, rate), group=False)
-            self.optimizer.iterations.assign_add(1)
-            return tf.constant(True)
-
-        tf.cond(finite, apply, lambda: tf.constant(False))
-        if self.scaled:
-            self._rescale(finite)
-        return loss, count, tf.cast(finite, tf.float32)
-
-    def _gradients(self, batch: Any) -> tuple[Any, Any, list[Any]]:
-        """Of one replica: loss summed over its rows, number of rows, gradients of the (scaled) sum."""
-        features, labels, _ = batch
-        known = {name: features[name] for name in FEATURES if name in features}
-        with tf.GradientTape() as tape:
-            logits = self.network(known, training=True)
-            loss = tf.reduce_sum(self.network.head.loss(labels, logits))
-            scaled = loss * self.loss_scale
-        variables = self.network.trainable_variables
-        gradients = tape.gradient(scaled, [v.value for v in variables])
-        dense = [
-            tf.zeros(v.shape, v.dtype) if g is None else tf.convert_to_tensor(g)
-            for g, v in zip(gradients, variables, strict=True)
-        ]
-        return loss, tf.cast(tf.shape(labels)[0], tf.float32), dense
-
-    def _rescale(self, finite: tf.Tensor) -> None:
-        """Dynamic loss scale: halve it after a step that overflowed, double it after 2000 that did not."""
-        good = tf.where(finite, self.good_steps + 1, 0)
-        grow = good >= 2000
-        scale = tf.where(finite, tf.where(grow, self.loss_scale * 2.0, self.loss_scale), self.loss_scale * 0.5)
-        self.loss_scale.assign(tf.clip_by_value(scale, 1.0, 2.0**24))
-        self.good_steps.assign(tf.where(grow, 0, good))
-
-    def evaluate(self, examples: Examples) -> tuple[float, dict[str, np.ndarray]]:
-        """Mean loss and answers of all rows, in their order."""
-        batches = batches_in_order(lengths(examples, self.text), self.config.eval_batch_size)
-        distributed = self.distribute(examples, batches)
-        if self._answer is None:
-            self._answer = tf.function(
-                lambda batch: self.strategy.run(self._evaluate_step, args=(batch,)),
-                input_signature=[distributed.element_spec],
+    def account(values: dict[str, float], number: int) -> bool:
+        """Count what batch `number` gave; returns whether the run is to stop."""
+        if not values:
+            return False
+        if not math.isfinite(values["loss"]) or not (values["finite"] or trainer.loss_scale > 1):  # else it may help
+            start = len(history) * rounds.size
+            raise DivergedError(
+                f"{label}, step {number - start} of {end - start}: the loss or its gradient is not a number; "
+                f"lower --learning_rate (now {trainer.rate:g}), or train without mixed precision"
             )
-        total, parts, order = 0.0, [], []
-        for batch in distributed:
-            losses, answers, indices = self._answer(batch)
-            local = self.strategy.experimental_local_results
-            total += sum(float(x) for x in local(losses))
-            order += [x.numpy() for x in local(indices)]
-            parts += [{k: local(v)[r].numpy() for k, v in answers.items()} for r in range(len(local(losses)))]
-        back = np.argsort(np.concatenate(order))
-        return total / len(examples), {k: np.concatenate([p[k] for p in parts])[back] for k in parts[0]}
+        tally.add(values)
+        return bool(values["stop"])
 
-    def _evaluate_step(self, batch: Any) -> tuple[Any, dict[str, Any], Any]:
-        features, labels, indices = batch
-        known = {name: features[name] for name in FEATURES if name in features}
-        logits = self.network(known, training=False)
-        head = self.network.head
-        return tf.reduce_sum(head.loss(labels, logits)), head.answer(logits), indices
+    def save() -> None:
+        if states is not None:
+            notes = {"tally": tally.sums, "spent": spent + time.monotonic() - round_begun, "history": history}
+            states.write(step, trainer.state(), notes)
+
+    with _asked_to_stop(keeping) as stop, _together(trainer):
+        while len(history) < len(rounds):
+            end, label, round_begun = rounds.end(len(history)), rounds.label(len(history)), time.monotonic()
+            start = len(history) * rounds.size
+            with Progress(label, end - start, progress, done=step - start) as bar:
+                while step < end:
+                    batch = next(left, None)
+                    if batch is None:
+                        left = trainer.take(batches(step))
+                        batch = next(left)
+                    _profile(keeping, step)
+                    stopping = account(trainer.train(batch, stop.asked()), step)
+                    step += 1
+                    stopping = stopping or (alone and stop.asked())
+                    if stopping or (step % keeping.config.save_checkpoints_steps == 0 and step < end):
+                        stopping = account(trainer.flush(), step) or stopping
+                        save()
+                    if stopping:
+                        raise stop.error(step, rounds.steps, keeping.folder)
+                    bar.add(1, **({"loss": tally.means()["loss"]} if tally.sums else {}))
+                account(trainer.flush(), step)
+            seconds += time.monotonic() - round_begun
+            record: dict[str, Any] = {"epoch": len(history) + 1} if rounds.unit == "epoch" else {}
+            record |= {"step": step, **tally.means("train_")}
+            if keeping.folder is not None and not keeping.folder.is_dir():
+                raise CheckpointError(f"{keeping.folder}: was deleted while the run went on; nothing more can be kept")
+            with trainer.averaged():
+                record |= judge.evaluate()
+                record["seconds"] = round(spent + time.monotonic() - round_begun, 2)
+                judge.conclude(record)
+            history.append(record)
+            say(_line(label, record, (rounds.steps - step) / max(step - first, 1) * (time.monotonic() - begun)))
+            if writer is not None:
+                _events(writer, record, keeping.folder)
+            spent, round_begun, tally.sums = 0.0, time.monotonic(), {}
+            save()
+            if stop.asked() and step < rounds.steps:
+                raise stop.error(step, rounds.steps, keeping.folder)
+    return history, (step - first) / max(seconds, 1e-9)
 
 
-def copy_weights(source: Network, target: Network) -> None:
-    """Assign every weight of `source` to `target`, by path; seeds of dropout stay."""
-    values = {v.path: v for v in source.weights if "seed_generator" not in v.path}
-    for variable in target.weights:
-        if variable.path in values:
-            variable.assign(values[variable.path])
+@contextmanager
+def _together(trainer: Trainer) -> Iterator[None]:
+    """What is raised in here because another worker went away becomes one line."""
+    try:
+        yield
+    except strategies.WORKER_LOST as error:
+        if strategies.worker(trainer.strategy)[1] == 1:
+            raise
+        raise KerasBertError(
+            f"another worker is gone ({' '.join(str(error).split())[:160]}); start all workers again with the same "
+            "command, they go on from the newest state"
+        ) from error
+
+
+def rehearse(trainer: Trainer, batches: Callable[[int], Any], rounds: Rounds) -> None:
+    """A few steps, a state written and restored, and what the whole run will take.
+
+    Raises:
+        Stopped: always, with exit code 0 and the figures.
+        CheckpointError: the state that was restored is not the one that was written.
+    """
+    times, taken = [], iter(trainer.take(batches(0)))
+    for _, batch in zip(range(6), taken, strict=False):
+        start = time.monotonic()
+        trainer.train(batch)
+        values = trainer.flush()
+        times.append(time.monotonic() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        states, wanted = States(Path(folder)), trainer.state()
+        states.write(len(times), wanted, {"history": []})
+        size = states.found()[0].stat().st_size
+        arrays, _ = states.newest(print) or ({}, {})
+    trainer.restore(arrays)
+    if any(not np.array_equal(value, wanted[name]) for name, value in trainer.state().items()):
+        raise CheckpointError("a state that was written and restored differs; please report this")
+    step = float(np.median(times[1:] or times))
+    raise Stopped(
+        f"dry run: first step {times[0]:.1f} s, then {step:.3f} s each, loss {values['loss']:.4f}; "
+        f"{rounds.steps} steps take about {clock(rounds.steps * step)} without evaluation; "
+        f"a state is {size / 2**20:.0f} MiB, peak memory {peak_memory_mb()} MiB; nothing was kept",
+        0,
+    )
+
+
+def _line(label: str, record: dict[str, Any], left: float) -> str:
+    values = "  ".join(f"{k} {v:.4f}" for k, v in record.items() if isinstance(v, float))
+    return f"{label}  {values}" + (f"  {clock(left)} left" if left else "")
+
+
+def _events(writer: Any, record: dict[str, Any], folder: Path | None) -> None:
+    try:
+        with writer.as_default(step=record["step"]):
+            for name, value in record.items():
+                if isinstance(value, float):
+                    tf.summary.scalar(name, value)
+        writer.flush()
+    except (tf.errors.OpError, OSError) as error:
+        raise CheckpointError(f"{folder}: cannot be written ({str(error).splitlines()[0]})") from error
+
+
+def _profile(keeping: Keeping, step: int) -> None:
+    """Start or stop the profiler where this batch number is the first or follows the last to be profiled."""
+    profiled = keeping.config.profiled
+    if profiled and keeping.folder is not None:
+        if step == profiled[0]:
+            tf.profiler.experimental.start(str(keeping.folder / "tensorboard"))
+        elif step == profiled[1] + 1:
+            tf.profiler.experimental.stop()
+
+
+class _Stop:
+    """Whether a signal or the time limit has asked the run to stop."""
+
+    def __init__(self, limit: float) -> None:
+        self.until = time.monotonic() + limit if limit else math.inf
+        self.signal: signal.Signals | None = None
+
+    def asked(self) -> bool:
+        return bool(self.signal) or time.monotonic() >= self.until
+
+    def error(self, step: int, steps: int, folder: Path | None) -> Stopped:
+        code = 128 + self.signal if self.signal else 75
+        why = self.signal.name if self.signal else "the time limit, or another worker"
+        how = f"saved in {folder}; the same command goes on from there" if folder else "nothing was to be kept"
+        return Stopped(f"stopped after step {step} of {steps} by {why}; {how}", code)
+
+
+@contextmanager
+def _asked_to_stop(keeping: Keeping) -> Iterator[_Stop]:
+    """Watch the clock, and the signals where that was asked for; a second signal acts as it always does."""
+    stop, before = _Stop(keeping.config.max_time), dict[int, Any]()
+
+    def note(number: int, frame: Any) -> None:
+        stop.signal = signal.Signals(number)
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGTERM, signal.SIGINT) if keeping.catch_signals else ():
+        before[number] = signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler)
+
+
+# === Fine-tuning ===
 
 
 @dataclass
@@ -223,6 +299,151 @@ class Result:
     examples_per_second: float
 
 
+class HeadTask(Task):
+    """Rows with labels, and the head of a `heads.Network`."""
+
+    factors = {"loss": 1.0}  # noqa: RUF012 (the same for all)
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    def weights(self, batch: Batch) -> Scalars:
+        return {"loss": tf.reduce_sum(self.network.head.counts(batch["labels"]) * batch["weights"])}
+
+    def sums(self, batch: Batch, training: bool) -> tuple[Scalars, dict[str, tuple[Any, Any]]]:
+        return {"loss": self._loss(batch, self._logits(batch, training))}, {}
+
+    def evaluate(self, batch: Batch) -> tuple[Scalars, dict[str, tuple[Any, Any]], dict[str, Any]]:
+        logits = self._logits(batch, False)
+        answer = self.network.head.answer(logits, batch["features"])
+        return {"loss": self._loss(batch, logits)}, {}, answer | {"numbers": batch["numbers"]}
+
+    def _logits(self, batch: Batch, training: bool) -> Any:
+        features = {name: value for name, value in batch["features"].items() if name in FEATURES}
+        return self.network(features, training=training)
+
+    def _loss(self, batch: Batch, logits: Any) -> Any:
+        return tf.reduce_sum(self.network.head.loss(batch["labels"], logits) * batch["weights"])
+
+
+class LabelledRows:
+    """Texts with labels as distributed batches, in the order of training or of evaluation.
+
+    A row is a text, or where the head says where in it something is, one of its windows: training takes windows in any
+    order, an evaluation all those of a text together.
+
+    Attributes:
+        lengths: tokens of each row.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        text: Any,
+        config: TrainConfig,
+        head: Head | None = None,
+        windows: WindowConfig | None = None,
+    ) -> None:
+        self.examples, self.config, self.longest = examples, config, text.config.max_seq_length
+        self.owners: np.ndarray | None = None
+        if head is None or not head.located:
+            self.lengths = lengths(examples, text)
+            read = tf.function(lambda *segments: text(*segments), autograph=False)  # traced once, not every epoch
+            self.prepare = self.prepare_whole = rows_of(read)
+            return
+        windows = windows or head.windows(self.longest)
+        specs = [tf.TensorSpec([None], tf.string)] * len(examples.segments)
+        read = tf.function(lambda *segments: text.located(windows, *segments), specs, autograph=False)
+        self.lengths, self.owners = window_lengths(examples, read)
+        self.prepare, self.prepare_whole = windows_of(read, head), texts_of_windows(read, head)
+
+    def distributed(self, trainer: Trainer, batches: Sequence[np.ndarray], size: int) -> Any:
+        """These index arrays, each cut into a part per replica; parts may be empty."""
+        return distribute(trainer.strategy, lambda *cut: self._dataset(batches, cut, size, trainer.fixed))
+
+    def training(self, trainer: Trainer, step: int) -> Any:
+        """The batches from number `step` on, to the end of its epoch."""
+        epoch, done = divmod(step, self.steps)
+        order = batches_by_length(self.lengths, self.config.train_batch_size, self.config.seed, epoch)
+        return self.distributed(trainer, order[done:], self.config.train_batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self.lengths) // self.config.train_batch_size)
+
+    def evaluate(self, trainer: Trainer) -> tuple[float, dict[str, np.ndarray]]:
+        """Mean loss and answers of all texts, in their order; every worker evaluates them all."""
+        size = self.config.eval_batch_size
+        workers = strategies.worker(trainer.strategy)[1]
+        local = trainer.strategy.num_replicas_in_sync // workers
+        if self.owners is None:
+            batches = batches_in_order(self.lengths, size)
+            whole = distribute(
+                trainer.strategy, lambda *_: self._dataset(batches, (0, local, local), size, trainer.fixed)
+            )
+        else:
+            counts = np.bincount(self.owners[:, 0], minlength=len(self.examples))
+            longest = np.zeros(len(self.examples), np.int32)
+            np.maximum.at(longest, self.owners[:, 0], self.lengths)
+            batches = batches_in_order(longest, size, counts)
+            whole = distribute(trainer.strategy, lambda *_: self._whole(batches, local))
+        tally, rows = trainer.evaluate(whole)
+        numbers = rows.pop("numbers")
+        real = numbers > 0
+        back = np.argsort(numbers[real])
+        return tally.means()["loss"], {name: values[real][back] for name, values in rows.items()}
+
+    def _whole(self, batches: Sequence[np.ndarray], parts: int) -> Any:
+        pieces = [part for batch in batches for part in np.array_split(batch, parts)]
+        return dataset(self.examples, self.prepare_whole, pieces)
+
+    def _dataset(self, batches: Sequence[np.ndarray], cut: tuple[int, int, int], size: int, fixed: bool) -> Any:
+        first, last, parts = cut
+        pieces = [part for batch in batches for part in np.array_split(batch, parts)[first:last]]
+        shape = (-(-size // parts), self.longest) if fixed else None
+        return dataset(self.examples, self.prepare, pieces, shape, self.owners)
+
+
+def window_lengths(examples: Examples, read: Any, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of every window of all texts, int32 `[r]`, and its text and its number there, int32 `[r, 2]`."""
+    found, owners = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
+    for i in range(0, len(examples), chunk):
+        features = read(*(tf.constant(encoded(segment[i : i + chunk])) for segment in examples.segments))
+        counts = features["num_windows"].numpy()
+        found.append(features["padding_mask"].numpy().sum(1, dtype=np.int32))
+        numbers = np.concatenate([np.arange(n) for n in counts])
+        owners.append(np.stack([np.repeat(np.arange(len(counts)) + i, counts), numbers], 1).astype(np.int32))
+    return np.concatenate(found), np.concatenate(owners)
+
+
+def windows_of(read: Any, head: Head) -> Prepare:
+    """Each row is one window of a text; `read` is `text.Text.located`."""
+
+    def prepare(segments: Sequence[Any], labels: Any, number: Any) -> dict[str, Any]:
+        found = read(*segments)
+        counts = found["num_windows"]
+        chosen = tf.cumsum(counts, exclusive=True) + number
+        one = {name: tf.gather(found[name], chosen) for name in PLACES}
+        width = tf.reduce_max(tf.concat([tf.reduce_sum(tf.cast(one["padding_mask"], tf.int32), axis=1), [2]], 0))
+        one = {name: value[:, :width] for name, value in one.items()}
+        features = {name: one[name] for name in FEATURES if name in one}
+        return {"features": features, "labels": head.targets(labels, one), "weights": tf.ones(tf.shape(counts))}
+
+    return prepare
+
+
+def texts_of_windows(read: Any, head: Head) -> Prepare:
+    """All windows of each text, with what it takes to find the answer; labels and weights are those of windows."""
+
+    def prepare(segments: Sequence[Any], labels: Any) -> dict[str, Any]:
+        found = read(*segments)
+        targets = head.targets(tf.gather(labels, found["rows"]), found)
+        return {"features": found, "labels": targets, "weights": tf.ones(tf.shape(found["rows"]))}
+
+    return prepare
+
+
 def fit(
     network: Network,
     text: Any,
@@ -230,154 +451,115 @@ def fit(
     evaluation: Examples,
     config: TrainConfig,
     optimizer: OptimizerConfig,
-    model_dir: Path | None = None,
+    keeping: Keeping | None = None,
     save_best: Callable[[Network, dict[str, Any]], None] | None = None,
     say: Say = print,
     progress: Any = None,
+    windows: WindowConfig | None = None,
 ) -> Result:
     """Train, evaluate after every epoch, and leave `network` with the weights of the best epoch.
 
     Args:
         network: starting weights; changed in place at the end.
         train, evaluation: rows with labels.
-        model_dir: where checkpoints, `metrics.jsonl` and TensorBoard events go; a run found there is
-            continued after its last finished epoch. None keeps nothing.
+        keeping: where states, `metrics.jsonl` and TensorBoard events go; a run found there is continued.
         save_best: called with the network whenever an epoch is the best so far.
         say: gets the lines meant for people.
         progress: stream of the progress bar; None is silent.
+        windows: how tags and spans read long texts; None leaves it to the head.
 
     Raises:
-        DivergedError: a loss or gradient is not a number; checkpoints of finished epochs stay.
+        DivergedError: a loss or gradient is not a number; states written before stay.
         ConfigError: the devices asked for are not there.
-        CheckpointError: the checkpoint in `model_dir` cannot be read or written.
+        CheckpointError: a state in the directory of the run cannot be read or written.
+        Stopped: a signal or the time limit; a state was written.
     """
-    start = time.monotonic()
-    row_lengths = lengths(train, text)
-    steps_per_epoch = math.ceil(len(train) / config.train_batch_size)
-    trainer = Trainer(network, text, optimizer, config, config.num_train_epochs * steps_per_epoch)
+    begun, keeping = time.monotonic(), keeping or Keeping()
+    rows, held_out = (LabelledRows(examples, text, config, network.head, windows) for examples in (train, evaluation))
+    rounds = Rounds(config.num_train_epochs * rows.steps, rows.steps)
+
+    def make(policy: str) -> Task:
+        return HeadTask(Network(network.encoder.config, network.head.config, dtype=policy))
+
+    trainer = Trainer(make, network, optimizer, config, rounds.steps)
     head = trainer.network.head
-    epochs_done = tf.Variable(0, trainable=False, name="epochs_done")
-    checkpoint = tf.train.Checkpoint(**trainer.state(), epochs_done=epochs_done)
-    manager = writer = None
-    history: list[dict[str, Any]] = []
-    if model_dir is not None:
-        manager, history = _resume(checkpoint, model_dir, network, epochs_done, say)
-        writer = tf.summary.create_file_writer(str(model_dir / "tensorboard"))
-    best = max(history, key=lambda h: h[head.best_metric], default=None)
-    say(
-        f"training on {trainer.strategy.num_replicas_in_sync} x {_device(trainer.strategy)}: {len(train)} rows, "
-        f"{config.num_train_epochs} epochs of {steps_per_epoch} steps, mean length {row_lengths.mean():.1f} tokens"
-    )
+    if keeping.config.dry_run:
+        rehearse(trainer, lambda step: rows.training(trainer, step), rounds)
+    resumed = resume(trainer, keeping, say)
+    best = max(resumed.get("history", []), key=lambda h: h[head.best_metric], default=None)
+    if best is not None and keeping.folder is not None:
+        load(network, open_checkpoint(keeping.folder))
+        network.head.config = head.tuned(best)
+    answers: dict[str, np.ndarray] = {}
     best_answers: dict[str, np.ndarray] | None = None
-    rows_done, train_seconds = 0, 0.0
-    first = int(epochs_done.numpy())
-    for epoch in range(first, config.num_train_epochs):
-        label, epoch_start = f"epoch {epoch + 1}/{config.num_train_epochs}", time.monotonic()
-        batches = batches_by_length(row_lengths, config.train_batch_size, config.seed, epoch)
-        train_loss = _train_epoch(trainer, trainer.distribute(train, batches), len(batches), label, progress)
-        train_seconds += time.monotonic() - epoch_start
-        rows_done += len(train)
-        eval_loss, answers = trainer.evaluate(evaluation)
-        record = {
-            "epoch": epoch + 1,
-            "step": trainer.step,
-            "train_loss": train_loss,
-            "eval_loss": eval_loss,
-            **head.metrics_of(evaluation.labels, answers),
-            "seconds": round(time.monotonic() - epoch_start, 2),
-        }
-        history.append(record)
-        more = config.num_train_epochs - epoch - 1
-        left = f"  {clock(more * (time.monotonic() - start) / (epoch + 1 - first))} left" if more else ""
-        say(f"{label}  " + "  ".join(f"{k} {v:.4f}" for k, v in record.items() if isinstance(v, float)) + left)
-        if len(history) == 1:
+    cut = f" in {len(rows.lengths)} windows" if len(rows.lengths) > len(train) else ""
+    say(
+        f"training on {strategies.describe(trainer.strategy)}: {len(train)} rows{cut}, "
+        f"{config.num_train_epochs} epochs of {rows.steps} steps, mean length {rows.lengths.mean():.1f} tokens"
+    )
+    if reason := misfit(text.vocabulary, train.segments[-1], text.config.do_lower_case, text.config.flavour):
+        say(f"warning: {reason}")
+
+    def evaluate() -> dict[str, Any]:
+        nonlocal answers
+        loss, answers = held_out.evaluate(trainer)
+        return {"eval_loss": loss, **head.metrics_of(evaluation.truth, answers)}
+
+    def conclude(record: dict[str, Any]) -> None:
+        nonlocal best, best_answers
+        if record["epoch"] == 1:
             _warn_if_collapsed(evaluation.labels, answers, optimizer, say)
         if best is None or record[head.best_metric] > best[head.best_metric]:
             best, best_answers = record, answers
             copy_weights(trainer.network, network)
-            if save_best:
+            network.head.config = head.tuned(record)
+            if save_best and strategies.worker(trainer.strategy)[0] == 0:
                 save_best(network, record)
-        epochs_done.assign(epoch + 1)
-        if manager is not None and model_dir is not None:
-            _write(manager, model_dir, history, writer)
+
+    history, speed = run_rounds(
+        trainer,
+        lambda step: rows.training(trainer, step),
+        rounds,
+        Judge(evaluate, conclude),
+        keeping,
+        resumed,
+        say,
+        progress,
+    )
     assert best is not None
     if best_answers is None:  # the best epoch was before a restart: `network` was loaded from there
         copy_weights(network, trainer.network)
-        best_answers = trainer.evaluate(evaluation)[1]
+        best_answers = held_out.evaluate(trainer)[1]
     return Result(
         best=best,
         answers=best_answers,
         history=history,
-        seconds=time.monotonic() - start,
-        examples_per_second=rows_done / max(train_seconds, 1e-9),
+        seconds=time.monotonic() - begun,
+        examples_per_second=speed * len(rows.lengths) / rows.steps,
     )
 
 
-def _train_epoch(trainer: Trainer, batches: Any, steps: int, label: str, progress: Any) -> float:
-    """Train on the batches of one epoch; returns the mean loss of their rows."""
-    loss_sum = rows = 0.0
-    with Progress(label, steps, progress) as bar:
-        for number, (loss, count, finite) in enumerate(trainer.train_batches(batches), 1):
-            if not math.isfinite(loss) or not (finite or trainer.loss_scale > 1):  # else a smaller scale may help
-                raise DivergedError(
-                    f"{label}, step {number} of {steps}: the loss or its gradient is not a number; "
-                    f"lower --learning_rate (now {trainer.rate:g}), or train without mixed precision"
-                )
-            loss_sum, rows = loss_sum + loss * count, rows + count
-            bar.add(1, loss=loss_sum / max(rows, 1))
-    return loss_sum / max(rows, 1)
+def resume(trainer: Trainer, keeping: Keeping, say: Say) -> dict[str, Any]:
+    """Restore the newest state of the run, if there is one; returns what its header says.
 
-
-def _resume(
-    checkpoint: Any, model_dir: Path, network: Network, epochs_done: Any, say: Say
-) -> tuple[Any, list[dict[str, Any]]]:
-    """Restore the newest checkpoint of `model_dir`, if there is one.
-
-    Returns:
-        The manager of the checkpoints, and the history of the epochs that are done.
+    Raises:
+        CheckpointError: there are states but none can be read, or they are of another model.
     """
-    folder = model_dir / "checkpoints"
-    found = [path.name for path in folder.glob("ckpt-*.index")]
+    if keeping.folder is None:
+        return {}
+    states = States(keeping.folder, keeping.config.keep_checkpoint_max)
+    if strategies.worker(trainer.strategy)[0] == 0:
+        states.tidy()
+    found = states.newest(say)
+    if found is None:
+        return {}
+    arrays, header = found
     try:
-        manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=1)
-    except ValueError:  # an empty state file; one with other rubbish in it gives no latest checkpoint
-        manager = None
-    if manager is None or (found and manager.latest_checkpoint is None):
-        raise CheckpointError(
-            f"{folder}: has {', '.join(found) or 'no checkpoint'} but its `checkpoint` file is broken; "
-            "mend it, or start anew with --overwrite"
-        )
-    if not found:
-        return manager, []
-    try:
-        checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
-        lines = (model_dir / METRICS_FILE).read_text("utf-8").splitlines()
-        history = [json.loads(line) for line in lines[: int(epochs_done.numpy())]]
-        if len(history) < int(epochs_done.numpy()):
-            raise ValueError(f"{METRICS_FILE} has {len(history)} of {int(epochs_done.numpy())} epochs")
-    except (tf.errors.OpError, AssertionError, IndexError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{manager.latest_checkpoint}: cannot be restored ({str(error).splitlines()[0]}); "
-            "start anew with --overwrite"
-        ) from error
-    load(network, open_checkpoint(model_dir))
-    say(f"continuing the run in {model_dir} after epoch {len(history)}")
-    return manager, history
-
-
-def _write(manager: Any, model_dir: Path, history: list[dict[str, Any]], writer: Any) -> None:
-    """After an epoch: the metrics so far, TensorBoard events, then the checkpoint that counts the epoch."""
-    record = history[-1]
-    try:
-        write_atomic(model_dir / METRICS_FILE, "".join(json.dumps(h) + "\n" for h in history))
-        with writer.as_default(step=record["step"]):
-            for name, value in record.items():
-                if isinstance(value, float):
-                    tf.summary.scalar(name, value)
-        writer.flush()
-        manager.save()
-    except (tf.errors.OpError, OSError) as error:
-        raise CheckpointError(f"{model_dir}: cannot be written ({str(error).splitlines()[0]})") from error
+        trainer.restore(arrays)
+    except CheckpointError as error:
+        raise CheckpointError(f"{keeping.folder}: {error}; start anew with --overwrite") from error
+    say(f"continuing the run in {keeping.folder} after step {header['step']}")
+    return header
 
 
 def _warn_if_collapsed(labels: Any, answers: dict[str, np.ndarray], optimizer: OptimizerConfig, say: Say) -> None:
@@ -389,24 +571,21 @@ def _warn_if_collapsed(labels: Any, answers: dict[str, np.ndarray], optimizer: O
         )
 
 
-def _device(strategy: tf.distribute.Strategy) -> str:
-    """`GPU`, or `CPU (8 cores)`."""
-    device = strategy.extended.worker_devices[0]
-    kind = tf.DeviceSpec.from_string(device).device_type
-    return f"CPU ({os.cpu_count()} cores)" if kind == "CPU" else str(kind)
-
-
 def environment() -> dict[str, Any]:
     """Versions and peak memory of this process, for reports."""
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        peak = 0
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
-        "peak_memory_mb": round(peak / (1024 * 1024 if platform.system() == "Darwin" else 1024)),
+        "peak_memory_mb": peak_memory_mb(),
     }
+
+
+def peak_memory_mb() -> int:
+    """The most memory this process has held, in MiB; 0 where the system does not say."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if platform.system() == "Darwin" else 1024))

@@ -9,16 +9,15 @@ Any word written in the characters of a learned vocabulary can be written in its
 other characters, and for words longer than the tokenizers take.
 """
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 from keras_bert.errors import ConfigError, DataError
-from keras_bert.normalization import FINAL_SIGMA, SIGMA, changes, members
+from keras_bert.normalization import SURROGATES, changes, members
 from keras_bert.vocabulary import check_vocabulary
-from keras_bert.wordpiece import MAX_WORD_CHARACTERS, has_sigma_rule
+from keras_bert.wordpiece import MAX_WORD_CHARACTERS, finalize_sigmas, has_sigma_rule
 
 BEFORE_UNKNOWN = 99
 """So many unused slots come before [UNK], which then has id 100 as in google-research/bert's vocabularies."""
@@ -27,7 +26,6 @@ COVERAGE = (9_999, 10_000)
 MAX_DIFFERENT = 2_000_000
 MAX_FED = 100_000_000
 """Words shown to the trainer; counts of larger corpora are divided by a whole number first."""
-SURROGATES = range(0xD800, 0xE000)
 
 
 def splitter(do_lower_case: bool, flavour: str = "original") -> Callable[[str], list[str]]:
@@ -46,11 +44,11 @@ def splitter(do_lower_case: bool, flavour: str = "original") -> Callable[[str], 
     rules: dict[int, str] = dict.fromkeys(SURROGATES, "")
     rules |= {code: spaced(chr(code)) for code in spaces | alone}
     rules |= {code: spaced(value) for code, value in table.items()}
-    sigma = _sigma_rule(flavour) if has_sigma_rule(do_lower_case, flavour) else None
+    final_sigmas = has_sigma_rule(do_lower_case, flavour)
 
     def split(text: str) -> list[str]:
-        if sigma and SIGMA in text:
-            text = sigma.sub(rf"\1{FINAL_SIGMA}", text)
+        if final_sigmas:
+            text = finalize_sigmas(text)
         return [word for word in text.translate(rules).split(" ") if word]
 
     return split
@@ -245,20 +243,3 @@ def _most_frequent(counts: Counter[str], limit: int) -> Counter[str]:
     """The words that occur more often than the one which comes at place `limit`."""
     least = sorted(counts.values(), reverse=True)[limit]
     return Counter({word: n for word, n in counts.items() if n > least})
-
-
-def _sigma_rule(flavour: str) -> re.Pattern[str]:
-    """A capital sigma after a letter and not before one, ignorable characters between."""
-
-    def ranges(codes: Iterable[int]) -> str:
-        found: list[list[int]] = []
-        for code in sorted(codes):
-            if found and found[-1][1] == code - 1:
-                found[-1][1] = code
-            else:
-                found.append([code, code])
-        return "".join(rf"\U{first:08x}-\U{last:08x}" for first, last in found)
-
-    letter, ignorable = (ranges(members(flavour, kind)) for kind in ("letter", "ignorable"))
-    ignorable += ranges(SURROGATES)
-    return re.compile(rf"([{letter}][{ignorable}]*+){SIGMA}(?![{ignorable}]*+[{letter}])")

@@ -1,5 +1,6 @@
 """Vocabulary files: word pieces in the order of their ids, read and checked without TensorFlow."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,11 @@ from keras_bert.errors import DataError
 
 SPECIAL = ("[UNK]", "[CLS]", "[SEP]")
 MAX_BYTES = 64 * 1024 * 1024
+
+
+def fingerprint(vocabulary: Sequence[str]) -> str:
+    """What tells one vocabulary from another: the SHA-256 of a `vocab.txt` of it."""
+    return hashlib.sha256("".join(f"{piece}\n" for piece in vocabulary).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_vocabulary(path: str | Path) -> list[str]:

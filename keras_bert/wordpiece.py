@@ -8,15 +8,20 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate
 
 from keras_bert.errors import ConfigError, DataError
-from keras_bert.normalization import FINAL_SIGMA, SIGMA, changes, members
+from keras_bert.normalization import FINAL_SIGMA, SIGMA, SURROGATES, changes, character_class, members
 
 UNKNOWN = "[UNK]"
 MAX_WORD_CHARACTERS = {"original": 200, "hf": 100}
 """A longer word, counted after normalization, is one [UNK]."""
 MAX_SPECIAL_TOKENS = 13
+MANY_UNKNOWN, MANY_CAPITALS = 0.05, 0.1
+"""Shares above which `misfit` speaks: of [UNK] among pieces, of capitals in a vocabulary. Where vocabulary and casing
+fit, 1% is much; English with the wrong casing has 7% and more."""
+SAMPLE = 500
 _PUNCTUATION = frozenset(string.punctuation)
 
 
@@ -67,8 +72,6 @@ class WordPiece:
         self._space = {chr(c) for c in members(flavour, "space")}
         self._alone = {chr(c) for kind in ("cjk", "punctuation") for c in members(flavour, kind)}
         self._has_sigma_rule = has_sigma_rule(do_lower_case, flavour)
-        if self._has_sigma_rule:
-            self._letter, self._ignorable = ({chr(c) for c in members(flavour, k)} for k in ("letter", "ignorable"))
         self._special = re.compile("|".join(map(re.escape, self.special_tokens))) if self.special_tokens else None
         self._longest = max(map(len, self.index))
 
@@ -81,14 +84,14 @@ class WordPiece:
         else:
             chars, widths, ordinals = text, [_width(c) for c in text], list(range(len(text) + 1))
         places = [0, *accumulate(widths)]
-        if self._has_sigma_rule and SIGMA in chars:
-            chars = self._finalise_sigmas(chars)
+        if self._has_sigma_rule:
+            chars = finalize_sigmas(chars)
         words, sources = self._words(chars)
         found = Encoding()
         known: dict[str, list[tuple[str, int, int]]] = {}
         for word, first in words:
             if word not in known:
-                known[word] = self._pieces(word)
+                known[word] = self.pieces(word)
             for piece, start, end in known[word]:
                 begin, stop = sources[first[start]], sources[first[end - 1] + 1]
                 found.ids.append(self.index[piece])
@@ -129,8 +132,8 @@ class WordPiece:
             words.append(("".join(word), first))
         return words, [*sources, len(chars)]
 
-    def _pieces(self, word: str) -> list[tuple[str, int, int]]:
-        """Piece, start and end for each piece of a word, or [UNK] for all of it."""
+    def pieces(self, word: str) -> list[tuple[str, int, int]]:
+        """Piece, start and end for each piece of a normalized word, or [UNK] for all of it."""
         if word in self.special_tokens:
             return [(word, 0, 1)]
         found: list[tuple[str, int, int]] = []
@@ -146,22 +149,6 @@ class WordPiece:
             else:
                 start = len(word) + 1
         return found if start == len(word) else [(UNKNOWN, 0, len(word))]
-
-    def _finalise_sigmas(self, chars: str) -> str:
-        """Python's and Unicode's rule for lower-casing a capital sigma at the end of a word."""
-
-        def meets_letter(positions: range) -> bool:
-            for p in positions:
-                if chars[p] not in self._ignorable and not _is_surrogate(chars[p]):
-                    return chars[p] in self._letter
-            return False
-
-        found = list(chars)
-        for match in re.finditer(SIGMA, chars):
-            at = match.start()
-            if meets_letter(range(at - 1, -1, -1)) and not meets_letter(range(at + 1, len(chars))):
-                found[at] = FINAL_SIGMA
-        return "".join(found)
 
 
 def index(vocabulary: Sequence[str], flavour: str) -> dict[str, int]:
@@ -179,9 +166,44 @@ def index(vocabulary: Sequence[str], flavour: str) -> dict[str, int]:
     return found
 
 
+def misfit(vocabulary: Sequence[str], texts: Sequence[str], do_lower_case: bool, flavour: str = "original") -> str:
+    """One line where vocabulary, casing and texts hardly belong together, judged by the first of them; else ""."""
+    ordinary = [piece for piece in vocabulary if piece[0] not in "[<"]
+    capitals = sum(piece != piece.lower() for piece in ordinary) / max(len(ordinary), 1)
+    if do_lower_case and capitals > MANY_CAPITALS:
+        return f"{capitals:.0%} of the vocabulary has capitals but text is lower-cased; is do_lower_case false for it?"
+
+    def unknown(lower: bool) -> float:
+        wordpiece = WordPiece(vocabulary, lower, flavour)
+        pieces = [piece for text in texts[:SAMPLE] for piece in wordpiece.tokenize(text[:SAMPLE]).pieces]
+        return pieces.count(UNKNOWN) / max(len(pieces), 1)
+
+    share = unknown(do_lower_case)
+    if share <= MANY_UNKNOWN:
+        return ""
+    other = unknown(not do_lower_case)
+    advice = f", but {other:.1%} with do_lower_case {str(not do_lower_case).lower()}" if other < share / 2 else ""
+    return f"{share:.1%} of the word pieces of the texts are {UNKNOWN}{advice}; the vocabulary does not suit them"
+
+
 def has_sigma_rule(do_lower_case: bool, flavour: str) -> bool:
     """Whether a capital sigma becomes final by its neighbours; Hugging Face lower-cases single characters."""
     return do_lower_case and flavour == "original"
+
+
+def finalize_sigmas(text: str) -> str:
+    """Final sigmas in place of capital ones at the end of words, where Python's `lower` has them too."""
+    return _sigma_rule().sub(rf"\1{FINAL_SIGMA}", text) if SIGMA in text else text
+
+
+@cache
+def _sigma_rule() -> re.Pattern[str]:
+    """A capital sigma after a letter and not before one, ignorable characters between."""
+    letter, ignorable = (
+        character_class(codes, r"\U{:08x}-\U{:08x}")
+        for codes in (members("original", "letter"), members("original", "ignorable").union(SURROGATES))
+    )
+    return re.compile(rf"([{letter}][{ignorable}]*+){SIGMA}(?![{ignorable}]*+[{letter}])")
 
 
 def check_special_tokens(tokens: Sequence[str], known: Mapping[str, int]) -> tuple[str, ...]:

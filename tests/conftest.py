@@ -12,9 +12,10 @@ import tensorflow as tf
 from keras_bert import Bert, EncoderConfig, HeadConfig, Text, TextConfig
 from keras_bert.heads import Network
 
-# Two logical devices, so that mirrored training is tested for real on one processor.
+# Two logical devices, so that mirrored training is tested for real on one processor; not in a worker of many.
 cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+if "TF_CONFIG" not in os.environ:
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *"0123456789", ".", ",", "!"]
 WORDS += ["fire", "flood", "storm", "city", "music", "song", "game", "the", "is", "in", "on", "##s", "##ed", "##ing"]

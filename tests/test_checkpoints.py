@@ -23,12 +23,11 @@ from keras_bert.checkpoints import (
     open_checkpoint,
     replacing,
     save,
-    sha256,
     text_config,
-    write_atomic,
 )
 from keras_bert.config import DataConfig, HeadConfig, TextConfig
 from keras_bert.errors import CheckpointError, ConfigError, DataError
+from keras_bert.files import sha256, write_atomic
 from keras_bert.formats.settings import Contents
 from keras_bert.formats.torch_file import read_torch
 from keras_bert.heads import Network

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import importlib
+import io
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from keras_bert.__main__ import COMMANDS, main
 from keras_bert.bert import Bert
-from keras_bert.checkpoints import sha256
+from keras_bert.files import sha256
 
 COMMAND = [sys.executable, "-m", "keras_bert"]
 ENVIRONMENT = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "no_proxy": "127.0.0.1"}
@@ -56,6 +57,20 @@ def table(rows=40):
     ]
 
 
+def squad(questions):
+    """SQuAD's layout of `(id, question, passage, answers)`."""
+    paragraphs = [
+        {
+            "context": context,
+            "qas": [
+                {"id": i, "question": q, "answers": [{"text": a, "answer_start": context.index(a)} for a in answers]}
+            ],
+        }
+        for i, q, context, answers in questions
+    ]
+    return json.dumps({"data": [{"paragraphs": paragraphs}]})
+
+
 def snapshot(folder):
     """Every file and directory with its content and its time."""
     return {
@@ -84,6 +99,8 @@ def desk(tmp_path_factory, tiny_checkpoint):
     (desk / "quote.csv").write_text('id,text,target\n1,fire,1\n2,"fire,0\n3,song,1\n')
     (desk / "broken.jsonl").write_text('{"text": "fire", "target": 1}\n{"text": \n')
     (desk / "table.xls").write_text("id")
+    (desk / "train.conll").write_text("a O\nb PER\n")
+    (desk / "f2.json").write_text(squad([("q1", "who", "a b", []), ("q2", "who", "a b", ["b"])]))
     (desk / "folder.csv").mkdir()
     os.mkfifo(desk / "pipe.csv")
 
@@ -149,9 +166,9 @@ REFUSED = [
     finetune(2, "num_train_epochs=1.5: invalid literal for int", "--num_train_epochs=1.5"),
     finetune(2, "learning_rate=fast", "--learning_rate=fast"),
     finetune(2, "overwrite=maybe", "--overwrite=maybe"),
-    finetune(2, "task=tag: value should be one of <classify|multilabel|regress>", "--task=tag"),
+    finetune(2, "task=cluster: value should be one of <classify|multilabel|regress|tag|span>", "--task=cluster"),
     finetune(2, "should be one of <none|bfloat16|float16>", "--mixed_precision=int8"),
-    finetune(2, "should be one of <auto|one_device|mirrored>", "--distribution_strategy=tpu"),
+    finetune(2, "should be one of <auto|one_device|mirrored|multi_worker_mirrored", "--distribution_strategy=horovod"),
     finetune(2, "--label_column: a value must be one line", "--label_column=a\nb"),
     # F4: contradictions, and what is missing
     bad(2, "--train_file, --init_checkpoint, --model_dir must be given", "finetune"),
@@ -263,6 +280,32 @@ REFUSED = [
         "--input_file=test.csv",
         "--output_file=o.csv",
         "--predict_batch_size=0",
+    ),
+    # tags, questions, evaluate
+    finetune(3, "train.conll, line 2: 'PER' is no tag", "--task=tag", "--train_file=train.conll"),
+    finetune(3, "entities are read from CoNLL columns", "--task=tag"),
+    finetune(
+        3,
+        "f2.json, question 1: has no answer, like 0 more.*--version_2_with_negative",
+        "--task=span",
+        "--train_file=f2.json",
+    ),
+    finetune(2, "--labels has no meaning with --task=span", "--task=span", "--labels=a,b"),
+    finetune(2, "--doc_stride has no meaning with --task=classify in training", "--doc_stride=5"),
+    finetune(2, "max_bad_share must be from 0 to 1", "--task=tag", "--max_bad_share=2"),
+    finetune(2, "max_answer_length must be from 1 to 1000, got 0", "--task=span", "--max_answer_length=0"),
+    finetune(2, "decode must be one of .* for tag, got 'joint'", "--task=tag", "--decode=joint"),
+    bad(2, "decode must be .* for classify", "evaluate", "--model_dir=ours", "--eval_file=x", "--decode=argmax"),
+    finetune(2, "max_query_length must be at least 1", "--task=span", "--max_query_length=0"),
+    bad(5, "is a pretrained checkpoint", "evaluate", "--model_dir=pretrained", "--eval_file=train.csv"),
+    bad(3, "line 1: has no column label", "evaluate", "--model_dir=ours", "--eval_file=train.csv"),
+    bad(
+        2,
+        "--output_dir file: must be a directory",
+        "evaluate",
+        "--model_dir=ours",
+        "--eval_file=train.csv",
+        "--output_dir=file",
     ),
     # export: X1, X2
     *[
@@ -441,7 +484,7 @@ def test_finetune_leaves_a_run_that_says_what_it_is(flow, work):
     assert {"seconds", "python", "tensorflow", "keras"} <= set(final)
     assert {p.name for p in (work / "run").iterdir()} == {
         *("flags.txt", "keras_bert.json", "vocab.txt", "model.safetensors", "metrics.jsonl", "final_metrics.json"),
-        *("checkpoints", "tensorboard"),
+        *("checkpoints", "tensorboard", ".lock"),
     }
 
 
@@ -540,11 +583,17 @@ def test_a_finished_run_is_not_trained_again(flow, at_work, capsys):
     before = snapshot(at_work / "run")
     assert main([*RUN, *SHORT]) == 0
     shown = capsys.readouterr()
-    assert "continuing the run in run after epoch 3" in shown.err
+    assert "continuing the run in run after step 90" in shown.err
     assert "train_loss" not in shown.err
     assert shown.out == flow["finetune"][1]
     after = snapshot(at_work / "run")
-    kept = ("model.safetensors", "keras_bert.json", "metrics.jsonl", "final_metrics.json", "checkpoints/checkpoint")
+    kept = (
+        "model.safetensors",
+        "keras_bert.json",
+        "metrics.jsonl",
+        "final_metrics.json",
+        "checkpoints/step-000000090.safetensors",
+    )
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
 
 
@@ -588,10 +637,10 @@ def test_a_run_that_is_interrupted_and_killed_ends_like_one_that_is_not(flow, wo
         found, _, rest = finish(process)
         assert found == code, "".join(said) + rest
         if number == signal.SIGINT:
-            assert rest.endswith("keras-bert finetune: stopped\n")
+            assert re.search(r"keras-bert finetune: stopped after step \d+ of 90 by SIGINT; saved in killed; ", rest)
         assert not (work / "killed/final_metrics.json").exists()
     assert main([*flags, "--model_dir=killed"]) == 0
-    assert re.search(r"continuing the run in killed after epoch [12]\n", capsys.readouterr().err)
+    assert re.search(r"continuing the run in killed after step \d+\n", capsys.readouterr().err)
     killed, whole = (json.loads((work / name / "final_metrics.json").read_text()) for name in ("killed", "run"))
     assert killed["weights_sha256"] == whole["weights_sha256"]
     assert [r["train_loss"] for r in killed["history"]] == [r["train_loss"] for r in whole["history"]]
@@ -601,19 +650,19 @@ def test_a_run_that_is_interrupted_and_killed_ends_like_one_that_is_not(flow, wo
 # === Other tasks ===
 
 
-def test_pairs_from_file_to_file_with_labels_that_the_terminal_cannot_show(work, at_work):
+def test_pairs_from_file_to_file_with_labels_that_the_terminal_cannot_show(at_work, monkeypatch):
     names, rows = {"0": "нет", "1": "да 🔥"}, table()
     write(
-        work / "pairs.tsv",
+        at_work / "pairs.tsv",
         [["q", "a", "is"], *([t, THINGS[i % 4], names[y]] for i, (_, t, y) in enumerate(rows))],
         "\t",
     )
     columns = ["--text_column=q", "--text_pair_column=a", "--label_column=is"]
     flags = ["--train_file=pairs.tsv", "--init_checkpoint=pretrained", "--model_dir=pairs", *columns, *SHORT]
-    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
-    code, out, err = finish(start(work, "finetune", *flags, env=environment))
-    assert code == 0, err
-    assert r"\u0434\u0430 \U0001f525" in out
+    with monkeypatch.context() as patch, io.TextIOWrapper(io.BytesIO(), "ascii") as terminal:
+        patch.setattr(sys, "stdout", terminal)
+        assert main(["finetune", *flags]) == 0
+        assert rb"\u0434\u0430 \U0001f525" in terminal.buffer.getvalue()
     assert main(["predict", "--model_dir=pairs", "--input_file=pairs.tsv", "--output_file=pairs.csv"]) == 0
     header, *found = read_csv("pairs.csv")
     assert header == ["is"]
@@ -643,6 +692,72 @@ def test_several_labels_from_file_to_file(at_work, capsys):
     for _, labels, *scores in rows:
         active = [n for n, s in zip(("fire", "flood", "storm"), scores, strict=True) if float(s) >= 0.5]
         assert labels == ",".join(active)
+
+
+def test_entities_from_file_to_file(at_work, capsys):
+    lines = [f"{w} O\n{THINGS[i % 3]} I-{THINGS[i % 3].upper()}\n\n" for i, w in enumerate(WORDS[5:31])]
+    (at_work / "train.conll").write_text("-DOCSTART- O\n\n" + "".join(lines))
+    flags = [
+        "--task=tag",
+        "--train_file=train.conll",
+        "--init_checkpoint=pretrained",
+        "--model_dir=tags",
+        "--max_windows=3",
+    ]
+    assert main(["finetune", *flags, *SHORT, "--max_seq_length=16", "--decode=constrained"]) == 0
+    assert re.search(r"precision \d.*recall \d.*f1 \d", capsys.readouterr().out)
+    bert = Bert.load("tags")
+    assert (bert.labels, bert.windows.max_windows) == (("FIRE", "FLOOD", "STORM"), 3)
+    assert bert.network.head.config.decode == "constrained"
+    assert main(["predict", "--model_dir=tags", "--input_file=train.conll", "--output_file=tags.jsonl"]) == 0
+    found = [json.loads(line) for line in (at_work / "tags.jsonl").read_text("utf-8").splitlines()]
+    assert found == bert.predict([f"{w} {THINGS[i % 3]}" for i, w in enumerate(WORDS[5:31])])
+    assert main(["evaluate", "--model_dir=tags", "--eval_file=train.conll", "--eval_batch_size=7"]) == 0
+    results = (at_work / "tags/eval_results.txt").read_text()
+    assert capsys.readouterr().out == results
+    assert re.fullmatch(r"f1 = [\d.]+\nprecision = [\d.]+\nrecall = [\d.]+\n", results)
+
+
+def test_answers_from_file_to_file(at_work, capsys):
+    questions = [
+        (f"q{i}", "who", f"{w} {THINGS[i % 3]} {w}", [THINGS[i % 3]] * (i % 4 > 0)) for i, w in enumerate(WORDS[5:31])
+    ]
+    (at_work / "train.json").write_text(squad(questions))
+    flags = ["--train_file=train.json", "--eval_file=train.json", "--init_checkpoint=pretrained", "--model_dir=spans"]
+    flags += ["--num_train_epochs=3", "--train_batch_size=4", "--learning_rate=1e-2"]
+    flags += ["--version_2_with_negative", "--n_best_size=2", "--max_answer_length=3", "--max_seq_length=16"]
+    assert main(["finetune", "--task=span", *flags]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"best_f1 \d.*exact \d", said.out)
+    assert "warning: 26 of 26 evaluation rows are of texts that are trained on" in said.err
+    bert = Bert.load("spans")
+    (at_work / "out").mkdir()
+    assert main(["predict", "--model_dir=spans", "--input_file=train.json", "--output_file=out/predictions.json"]) == 0
+    wanted = bert.predict([q[1] for q in questions], [q[2] for q in questions])
+    answers = json.loads((at_work / "out/predictions.json").read_text())
+    assert answers == {q[0]: one["answer"] for q, one in zip(questions, wanted, strict=True)}
+    files = {p.name for p in (at_work / "out").iterdir()}
+    assert files == {"predictions.json", "nbest_predictions.json", "null_odds.json"}
+    capsys.readouterr()
+    evaluate = ["evaluate", "--model_dir=spans", "--eval_file=train.json", "--output_dir=results"]
+    assert main(evaluate) == 0
+    results = dict(line.split(" = ") for line in capsys.readouterr().out.splitlines())
+    assert json.loads((at_work / "results/predictions.json").read_text()) == answers
+    assert float(results["f1"]) == pytest.approx(float(results["best_f1"]))
+    assert main([*evaluate, "--null_score_diff_threshold=-1e4"]) == 0
+    assert set(json.loads((at_work / "results/predictions.json").read_text()).values()) == {""}
+    assert main(["predict", "--model_dir=spans", "--input_file=pairs.csv", "--output_file=o.jsonl"]) == 3
+    write(at_work / "asked.csv", [["text", "text_pair"], ["who", "a fire b"]])
+    assert main(["predict", "--model_dir=spans", "--input_file=asked.csv", "--output_file=o.jsonl"]) == 0
+    assert len((at_work / "o.jsonl").read_text().splitlines()) == 1
+
+
+def test_labels_are_evaluated_too(flow, at_work, capsys):
+    assert main(["evaluate", "--model_dir=run", "--eval_file=train.csv"]) == 0
+    results = dict(line.split(" = ") for line in capsys.readouterr().out.splitlines())
+    assert set(results) == {"accuracy", "f1", "macro_f1", "matthews"}
+    assert float(results["accuracy"]) > 0.9
+    (at_work / "run/eval_results.txt").unlink()
 
 
 def test_numbers_from_file_to_file_and_a_run_that_diverges(at_work, capsys):
@@ -690,9 +805,10 @@ def test_what_is_refused_later_leaves_no_run_behind(flags, code, message, at_wor
 
 def test_a_broken_run_is_refused(flow, at_work, capsys):
     shutil.copytree("run", "spoilt")
-    (at_work / "spoilt/checkpoints/checkpoint").write_text("rubbish")
+    for state in (at_work / "spoilt/checkpoints").iterdir():
+        state.write_text("rubbish")
     assert main([*TRAIN, *SHORT, "--model_dir=spoilt"]) == 5
-    assert re.search("error: .*its `checkpoint` file is broken; mend it, or start anew", capsys.readouterr().err)
+    assert re.search("error: .*no other state can be read: start anew with --overwrite", capsys.readouterr().err)
     (at_work / "spoilt/model.safetensors").write_bytes(b"rubbish")
     for argv in (["export", "--export_dir=models/x"], ["predict", "--input_file=test.csv", "--output_file=o.csv"]):
         assert main([*argv, "--model_dir=spoilt"]) == 5

@@ -29,6 +29,7 @@ from keras_bert.data import (
     hold_out,
     lengths,
     read,
+    rows_of,
     split,
 )
 from keras_bert.errors import DataError
@@ -476,6 +477,12 @@ def test_an_evaluation_goes_from_long_to_short():
     assert [batch.tolist() for batch in batches_in_order(sizes, 2)] == [[1, 3], [4, 2], [0]]
 
 
+def test_batches_of_windows_hold_as_many_as_they_should():
+    sizes, counts = np.array([3, 9, 5, 9, 7]), np.array([1, 4, 1, 2, 1])
+    assert [b.tolist() for b in batches_in_order(sizes, 3, counts)] == [[1], [3, 4], [2, 0]]
+    assert batches_in_order(sizes[:0], 3, counts[:0]) == []
+
+
 # === Examples for TensorFlow ===
 
 TEXTS = ["the fire", "flood", "", "music in the city . music", "storm songs"]
@@ -487,48 +494,59 @@ def text() -> Text:
     return Text(WORDS, TextConfig(max_seq_length=8))
 
 
-@pytest.mark.parametrize("pairs", [None, PAIRS])
+@pytest.mark.parametrize("pairs", [(), (PAIRS,)])
 @pytest.mark.parametrize("labels", [None, np.array([1, 0, 1, 0, 1], np.int32), np.eye(5, dtype=np.float32)])
 def test_dataset_yields_what_text_gives(text, pairs, labels):
     batches = [np.array([3, 0]), np.array([], np.int64), np.array([4, 1, 2])]
-    elements = list(dataset(Examples(TEXTS, pairs, labels), text, batches))
+    elements = list(dataset(Examples((TEXTS, *pairs), labels), rows_of(text), batches))
     assert len(elements) == 3
-    for batch, (features, truth, indices) in zip(batches, elements, strict=True):
-        expected = text([TEXTS[i] for i in batch], pairs and [pairs[i] for i in batch])
-        assert features.keys() == expected.keys()
-        for name in expected:
-            np.testing.assert_array_equal(features[name], expected[name], strict=True)
-        np.testing.assert_array_equal(indices, batch)
+    for batch, found in zip(batches, elements, strict=True):
+        expected = text([TEXTS[i] for i in batch], *([other[i] for i in batch] for other in pairs))
+        assert set(found["features"]) == {"token_ids", "segment_ids", "padding_mask"}
+        for name, value in found["features"].items():
+            np.testing.assert_array_equal(value, expected[name], strict=True)
+        np.testing.assert_array_equal(found["numbers"], batch + 1)
+        np.testing.assert_array_equal(found["weights"], np.ones(len(batch), np.float32), strict=True)
         if labels is not None:
-            np.testing.assert_array_equal(truth, labels[batch], strict=True)
-        assert len(truth) == len(batch)
+            np.testing.assert_array_equal(found["labels"], labels[batch], strict=True)
+        assert len(found["labels"]) == len(batch)
+
+
+def test_rows_that_only_fill_up_have_number_0(text):
+    (found,) = dataset(Examples((TEXTS,), np.arange(5)), rows_of(text), [np.array([3, 0])], fixed=(4, 8))
+    assert found["features"]["token_ids"].shape == (4, 8)
+    assert found["numbers"].numpy().tolist() == [4, 1, 0, 0]
+    assert found["weights"].numpy().tolist() == [1, 1, 0, 0]
 
 
 def test_no_rows_are_no_trouble(text):
-    assert list(dataset(Examples([]), text, [])) == []
-    (features, truth, indices), *rest = dataset(Examples([]), text, [np.zeros(0, np.int64)])
+    assert list(dataset(Examples(([],)), rows_of(text), [])) == []
+    found, *rest = dataset(Examples(([],)), rows_of(text), [np.zeros(0, np.int64)])
     assert not rest
-    assert (features["token_ids"].shape, truth.shape, indices.shape) == ((0, 2), (0,), (0,))
-    assert lengths(Examples([]), text).shape == (0,)
+    assert (found["features"]["token_ids"].shape, found["labels"].shape, found["numbers"].shape) == ((0, 2), (0,), (0,))
+    assert lengths(Examples(([],)), text).shape == (0,)
 
 
-@pytest.mark.parametrize(("pairs", "expected"), [(None, [4, 3, 2, 8, 5]), (PAIRS, [7, 4, 5, 8, 8])])
+@pytest.mark.parametrize(("pairs", "expected"), [((), [4, 3, 2, 8, 5]), ((PAIRS,), [7, 4, 5, 8, 8])])
 @pytest.mark.parametrize("chunk", [2, 1024])
 def test_lengths_are_those_after_cutting(text, pairs, expected, chunk):
-    found = lengths(Examples(TEXTS, pairs), text, chunk)
+    found = lengths(Examples((TEXTS, *pairs)), text, chunk)
     assert found.dtype == np.int32
     assert found.tolist() == expected
+    whole = lengths(Examples((TEXTS, *pairs)), text, chunk, cut=False)
+    assert np.minimum(whole, 8).tolist() == expected
+    assert whole.max() > 8 or not pairs
 
 
 def test_a_lone_surrogate_of_a_jsonl_is_read_like_any_invalid_byte(tmp_path, text):
     rows = read(written(tmp_path, '{"text": "fire \\ud800", "pair": "\\udfff"}\n', "rows.jsonl"))
-    examples = Examples(rows["text"], rows["pair"])
+    examples = Examples((rows["text"], rows["pair"]))
     cls, sep, fire = (WORDS.index(piece) for piece in ("[CLS]", "[SEP]", "fire"))
     assert lengths(examples, text).tolist() == [4]
-    ((features, _, _),) = dataset(examples, text, [np.array([0])])
-    assert features["token_ids"].numpy().tolist() == [[cls, fire, sep, sep]]
+    (found,) = dataset(examples, rows_of(text), [np.array([0])])
+    assert found["features"]["token_ids"].numpy().tolist() == [[cls, fire, sep, sep]]
 
 
 def test_examples_with_a_missing_second_text_are_refused():
     with pytest.raises(DataError, match="2 texts but 1 second texts"):
-        Examples(["a", "b"], ["c"])
+        Examples((["a", "b"], ["c"]))

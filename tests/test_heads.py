@@ -20,7 +20,11 @@ CONFIGS = {
     "classify": HeadConfig(task="classify", labels=("no", "perhaps", "yes")),
     "multilabel": HeadConfig(task="multilabel", labels=("fire", "flood", "storm", "quake")),
     "regress": HeadConfig(task="regress"),
+    "tag": HeadConfig(task="tag", labels=("place", "person"), max_entities=5),
+    "span": HeadConfig(task="span", max_answer_length=3, n_best_size=4),
 }
+SENTENCES = ("classify", "multilabel", "regress")
+"""The tasks with one answer for a whole row; `test_tagging` and `test_spans` have the others."""
 
 
 def build(layer):
@@ -38,7 +42,7 @@ PARTS = {
         f"head_{task}": checks.Part(
             build=lambda dtype, task=task: HEADS[task](TINY, CONFIGS[task], dtype=dtype),
             run=lambda layer, given: layer({"sequence": checks.below().embed(given)}),
-            positions=False,
+            positions=task not in SENTENCES,
         )
         for task in HEADS
     },
@@ -46,7 +50,7 @@ PARTS = {
         f"network_{task}": checks.Part(
             build=lambda dtype, task=task: Network(TINY, CONFIGS[task], dtype=dtype),
             run=checks.on_features,
-            positions=False,
+            positions=task not in SENTENCES,
             silent="key/bias",
         )
         for task in HEADS
@@ -91,7 +95,7 @@ def test_squared_error_by_hand():
     np.testing.assert_allclose(loss, [0.25, 4.0])
 
 
-@pytest.mark.parametrize("task", list(HEADS))
+@pytest.mark.parametrize("task", SENTENCES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_losses_are_float32_one_per_example(task, dtype):
     made = head(task)
@@ -105,7 +109,7 @@ def test_losses_are_float32_one_per_example(task, dtype):
     assert made.loss(labels[:0], logits[:0]).shape == (0,)
 
 
-@pytest.mark.parametrize("task", list(HEADS))
+@pytest.mark.parametrize("task", SENTENCES)
 def test_one_step_down_the_gradient_lowers_the_loss(task):
     network = checks.randomize(Network(TINY, CONFIGS[task]))
     shape = (4, network.head.width) if task == "multilabel" else (4,)
@@ -174,7 +178,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("task", list(HEADS))
+@pytest.mark.parametrize("task", SENTENCES)
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("rows", [3, 0])
 def test_answers_have_the_same_form_under_every_policy(task, dtype, rows):
@@ -217,16 +221,33 @@ def test_labels_that_do_not_suit_the_task():
         Multilabel(TINY, HeadConfig(task="multilabel"))
     with pytest.raises(ConfigError, match=r"regress has no labels, got \['0', '1'\]"):
         Regress(TINY, HeadConfig(task="regress", labels=("0", "1")))
-    with pytest.raises(ConfigError, match="unknown task 'cluster'; choose one of classify, multilabel, regress"):
+    with pytest.raises(ConfigError, match="tag needs at least one type of entities"):
+        HEADS["tag"](TINY, HeadConfig(task="tag"))
+    with pytest.raises(ConfigError, match=r"span has no labels, got \['0'\]"):
+        HEADS["span"](TINY, HeadConfig(task="span", labels=("0",)))
+    for task, decode in (("tag", "joint"), ("span", "argmax")):
+        with pytest.raises(ConfigError, match=f"decode must be one of .* for {task}, got '{decode}'"):
+            dataclasses.replace(CONFIGS[task], decode=decode)
+    with pytest.raises(
+        ConfigError, match="unknown task 'cluster'; choose one of classify, multilabel, regress, tag, span"
+    ):
         Network(TINY, HeadConfig(task="cluster"))
 
 
 def test_width_is_the_number_of_labels():
-    assert {task: head(task).width for task in HEADS} == {"classify": 3, "multilabel": 4, "regress": 1}
+    assert {task: head(task).width for task in HEADS} == {
+        "classify": 3,
+        "multilabel": 4,
+        "regress": 1,
+        "tag": 5,
+        "span": 2,
+    }
     assert {task: head(task).projection.kernel.shape for task in HEADS} == {
         "classify": (16, 3),
         "multilabel": (16, 4),
         "regress": (16, 1),
+        "tag": (16, 5),
+        "span": (16, 2),
     }
     assert Multilabel(TINY, HeadConfig(task="multilabel", labels=("one",))).width == 1
 

@@ -317,7 +317,7 @@ def test_a_keras_hub_preset_comes_with_its_vocabulary(home):
         assert listing(found) == {*preset, "hub.json"}
     assert record(found)["revision"] == "2"
     cut = preset | {"model.weights.h5": preset["model.weights.h5"][:-100]}
-    assert "model.weights.h5: cut off or broken" in refusal("kaggle://a/b/c/d", home=home, client=Kaggle(cut))
+    assert "model.weights.h5: broken or not an HDF5 file" in refusal("kaggle://a/b/c/d", home=home, client=Kaggle(cut))
 
 
 def test_weights_in_several_forms_come_once(home, files):
@@ -352,7 +352,7 @@ def test_weights_that_are_cut_off_at_the_hub_are_refused(keep, home, files):
     broken = files | {"model.safetensors": files["model.safetensors"][:keep]}
     for handle, client in (("hf://org/name", HuggingFace), ("kaggle://o/m/f/v", Kaggle)):
         message = refusal(handle, home=home, client=client(broken))
-        assert "model.safetensors: cut off or not a safetensors file" in message
+        assert "model.safetensors: broken or not a safetensors file" in message
     assert listing(home) == set()
 
 
@@ -438,7 +438,7 @@ def test_a_folder_that_was_damaged_later_is_refused(what, complaint, home, files
 
 @pytest.mark.parametrize(
     ("what", "complaint"),
-    [("cut", "model.safetensors: cut off or not a safetensors file"), ("json", "tokenizer_config.json: cut off")],
+    [("cut", "model.safetensors: broken or not a safetensors file"), ("json", "tokenizer_config.json: not valid JSON")],
 )
 def test_a_copied_folder_that_is_cut_off_is_refused(what, complaint, home, tiny_checkpoint):
     shutil.copytree(tiny_checkpoint, home / "bert-base-cased")

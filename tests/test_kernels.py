@@ -129,3 +129,84 @@ def test_a_masked_score_gets_no_gradient(dtype):
     gradient = tape.gradient(loss, scores).numpy()
     assert np.abs(gradient[..., [1, 3]]).max() == 0.0
     assert np.abs(gradient[..., [0, 2]]).min() > 0.0
+
+
+# === Dropout ===
+
+FORMS = {"plain": keras.random.dropout, "bytes": kernels.DROPOUTS["tensorflow"]}
+
+
+def seeds(value=7):
+    return keras.random.SeedGenerator(value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dropout_drops_or_scales_and_its_gradient_does_the_same(form, dtype):
+    """The definition and the fast form alike: of a given mask there is one value and one gradient."""
+    x = tf.cast(tf.random.stateless_normal((37, 11, 5), seed=(1, 2)), dtype)
+    incoming = tf.cast(tf.random.stateless_normal(x.shape, seed=(3, 4)), dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = FORMS[form](x, 0.25, seed=seeds())
+    assert (y.dtype, y.shape) == (x.dtype, x.shape)
+    kept = (y != 0).numpy()
+    assert kept.mean() == pytest.approx(0.75, abs=0.04)
+    rounding = {"float32": 1e-6, "bfloat16": 2**-6, "float16": 2**-9}[dtype]
+    wide, slope, out = (tf.cast(v, "float32").numpy() for v in (x, tape.gradient(y, x, incoming), y))
+    np.testing.assert_allclose(out, np.where(kept, wide / 0.75, 0), rtol=rounding)
+    np.testing.assert_allclose(slope, np.where(kept, tf.cast(incoming, "float32") / 0.75, 0), rtol=rounding)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9, 0.003])
+def test_dropout_keeps_the_mean_and_about_the_rate(rate):
+    ones = tf.ones((1000, 1001))
+    for form in FORMS.values():
+        out = form(ones, rate, seed=seeds()).numpy()
+        deviation = math.sqrt(rate / (1 - rate) / out.size)  # of the mean of the scaled elements
+        assert out.mean() == pytest.approx(1.0, abs=5 * deviation)
+        assert (out == 0).mean() == pytest.approx(rate, rel=0.02, abs=5 * math.sqrt(rate * (1 - rate) / out.size))
+        for axis in (0, 1):  # no row or column is dropped more than chance lets it
+            assert np.abs(out.mean(axis) - 1).max() < 6 * math.sqrt(rate / (1 - rate) / 1000)
+
+
+def test_thresholds():
+    assert [kernels.threshold(rate) for rate in (0.1, 0.5, 0.2)] == [(26, 8), (128, 8), (51, 8)]
+    assert kernels.threshold(0.01) == (655, 16)  # 3/256 is too much
+    for rate in (0.999, 0.9999999):  # something is kept, as the scale must be finite
+        k, bits = kernels.threshold(rate)
+        assert 2**bits - k > 0
+    assert kernels.threshold(1e-7) == (0, 16)
+    for rate in np.linspace(0.001, 0.999, 999):
+        k, bits = kernels.threshold(rate)
+        assert k / 2**bits == pytest.approx(rate, rel=0.021)
+
+
+def test_the_seed_alone_decides_what_is_dropped():
+    """Eager, in a graph, compiled, and in a loop; and each call takes the next seed."""
+    x = tf.ones((6, 33))
+
+    def twice(generator):
+        return tf.stack([kernels.dropout(x, 0.5, generator) for _ in range(2)])
+
+    def looped(generator):
+        start = (tf.constant(0), tf.zeros((0, 6, 33)))
+        shapes = (tf.TensorShape([]), tf.TensorShape([None, 6, 33]))
+        step = lambda i, out: (i + 1, tf.concat([out, kernels.dropout(x, 0.5, generator)[None]], 0))  # noqa: E731
+        return tf.while_loop(lambda i, _: i < 2, step, start, shapes)[1]
+
+    wanted = twice(seeds()).numpy()
+    assert (wanted[0] != wanted[1]).any()
+    assert (twice(seeds(8)).numpy() != wanted).any()
+    for compiled in (tf.function(twice), tf.function(twice, jit_compile=True), tf.function(looped)):
+        generator = seeds()
+        np.testing.assert_array_equal(compiled(generator), wanted)
+        assert (compiled(generator).numpy() != wanted).any()
+
+
+def test_dropout_of_any_shape():
+    for shape in [(0, 4), (1,), (), (3, 0), (5, 7)]:
+        assert kernels.dropout(tf.ones(shape), 0.1, seeds()).shape == shape
+    traced = tf.function(lambda x: kernels.dropout(x, 0.1, generator), input_signature=[tf.TensorSpec([None, None])])
+    generator = seeds()
+    assert traced(tf.ones((3, 5))).shape == (3, 5)

@@ -12,7 +12,7 @@ from conftest import TINY
 from keras_bert.config import HeadConfig, OptimizerConfig
 from keras_bert.errors import ConfigError
 from keras_bert.heads import Network
-from keras_bert.optimizers import AdamW, WarmUpLinearDecay
+from keras_bert.optimizers import AdamW, Lamb, WarmUp, layer_rates, schedule
 
 # === Schedule ===
 
@@ -23,33 +23,54 @@ def rates(schedule, steps):
 
 def test_schedule_by_hand():
     # peak 8, 4 steps up, 8 steps down, of 12
-    schedule = WarmUpLinearDecay(8.0, total_steps=12, warmup_steps=4)
+    schedule = WarmUp(8.0, total_steps=12, warmup_steps=4)
     wanted = [2, 4, 6, 8, 8, 7, 6, 5, 4, 3, 2, 1]
     assert rates(schedule, range(12)) == pytest.approx(wanted)
     assert rates(schedule, [12, 13, 1000]) == [0, 0, 0], "past the end there is nothing left"
 
 
 def test_schedule_without_warm_up():
-    assert rates(WarmUpLinearDecay(1.0, total_steps=4), range(5)) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert rates(WarmUp(1.0, total_steps=4), range(5)) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
 
 
 def test_schedule_of_warm_up_only():
-    assert rates(WarmUpLinearDecay(1.0, 2, warmup_steps=2), range(3)) == pytest.approx([0.5, 1, 0])
+    assert rates(WarmUp(1.0, 2, warmup_steps=2), range(3)) == pytest.approx([0.5, 1, 0])
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (1, 1), (7, 1), (1000, 100), (1_000_000, 10_000)])
 def test_no_step_has_a_rate_of_zero_or_above_the_peak(total, warmup):
     steps = sorted({0, 1, warmup - 1, warmup, warmup + 1, total // 2, total - 1} & set(range(total)))
-    got = rates(WarmUpLinearDecay(5e-5, total, warmup), steps)
+    got = rates(WarmUp(5e-5, total, warmup), steps)
     assert min(got) > 0
     assert max(got) <= 5e-5 * (1 + 1e-6)
 
 
 def test_schedule_in_a_graph_and_from_its_config():
-    schedule = WarmUpLinearDecay(8.0, total_steps=12, warmup_steps=4)
-    again = WarmUpLinearDecay.from_config(schedule.get_config())
+    schedule = WarmUp(8.0, total_steps=12, warmup_steps=4)
+    again = WarmUp.from_config(schedule.get_config())
     step = tf.Variable(5, dtype=tf.int64)
     assert float(tf.function(lambda: again(step))()) == pytest.approx(7)
+
+
+@pytest.mark.parametrize(
+    ("decay", "power", "wanted"),
+    [
+        ("linear", 1.0, [4, 8, 8, 6, 4, 2]),
+        ("polynomial", 2.0, [4, 8, 8, 4.5, 2, 0.5]),
+        ("cosine", 1.0, [4, 8, 8, 8 * (2 + 2**0.5) / 4, 4, 8 * (2 - 2**0.5) / 4]),
+        ("constant", 1.0, [4, 8, 8, 8, 8, 8]),
+    ],
+)
+def test_decays_by_hand(decay, power, wanted):
+    assert rates(WarmUp(8.0, 6, 2, decay, power), range(6)) == pytest.approx(wanted)
+
+
+def test_schedule_of_the_settings():
+    assert schedule(OptimizerConfig(warmup_proportion=0.1), 50).warmup_steps == 5
+    assert schedule(OptimizerConfig(warmup_proportion=0.1, num_warmup_steps=7), 50).warmup_steps == 7
+    assert schedule(OptimizerConfig(num_warmup_steps=0), 50).warmup_steps == 0
+    with pytest.raises(ConfigError, match="num_warmup_steps 51 is more than the 50 steps"):
+        schedule(OptimizerConfig(num_warmup_steps=51), 50)
 
 
 # === Steps ===
@@ -87,7 +108,7 @@ def test_equals_a_loop_in_numpy(traced, scheduled):
     start = random.normal(size=(3, 5)).astype("float32")
     gradients = [random.normal(size=(3, 5)).astype("float32") * 10.0 ** random.integers(-4, 3) for _ in range(20)]
     config = OptimizerConfig(weight_decay=0.05, beta_1=0.8, beta_2=0.99, epsilon=1e-4)
-    schedule = WarmUpLinearDecay(0.02, total_steps=20, warmup_steps=5)
+    schedule = WarmUp(0.02, total_steps=20, warmup_steps=5)
     optimizer = AdamW(schedule if scheduled else 0.01, config)
     weights = variable(start)
     optimizer.build([weights])
@@ -98,6 +119,52 @@ def test_equals_a_loop_in_numpy(traced, scheduled):
     wanted = adamw_in_numpy(start, gradients, rate_of, 0.05, 0.8, 0.99, 1e-4)
     assert np.abs(wanted - start).max() > 0.05
     np.testing.assert_allclose(weights.numpy(), wanted, rtol=0, atol=1e-6)
+
+
+def test_lamb_equals_a_loop_in_numpy():
+    """You et al. 2020, algorithm 2: the change has the size of the weight; biases do not decay and are not scaled."""
+    random = np.random.default_rng(0)
+    values = {"kernel": random.normal(size=(3, 5)), "bias": random.normal(size=(5,))}
+    ours = {name: variable(value, name) for name, value in values.items()}
+    optimizer = Lamb(0.01, OptimizerConfig(weight_decay=0.1))
+    optimizer.build(list(ours.values()))
+    moments = {name: np.zeros((2, *value.shape)) for name, value in values.items()}
+    for t in range(1, 11):
+        gradients = {name: random.normal(size=value.shape) for name, value in values.items()}
+        optimizer.apply([tf.constant(g, tf.float32) for g in gradients.values()])
+        for name, gradient in gradients.items():
+            m, v = moments[name]
+            m[:], v[:] = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+            step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6)
+            if name == "kernel":
+                step = step + 0.1 * values[name]
+                step = step * np.linalg.norm(values[name]) / np.linalg.norm(step)
+            values[name] = values[name] - 0.01 * step
+    for name, value in values.items():
+        np.testing.assert_allclose(ours[name].numpy(), value, rtol=0, atol=2e-6)
+
+
+def test_the_average_forgets_the_start():
+    """Its decay is min(0.9, (1 + t) / (10 + t)) before step t, counted from 0."""
+    weights, optimizer = variable([1.0]), AdamW(0.1, OptimizerConfig(weight_decay=0, ema_decay=0.9))
+    optimizer.build([weights])
+    wanted = 1.0
+    for t in range(12):
+        optimizer.apply([tf.constant([1.0])])
+        decay = min(0.9, (1 + t) / (10 + t))
+        wanted = decay * wanted + (1 - decay) * float(weights.numpy()[0])
+    assert float(optimizer.averages[0].numpy()[0]) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_rates_shrink_towards_the_input():
+    network = Network(TINY, HeadConfig(labels=("0", "1")))
+    optimizer = AdamW(1.0, rate_rules=layer_rates(TINY, 0.5))
+    optimizer.build(network.trainable_variables)
+    found = {v.path: rate for v, rate in zip(network.trainable_variables, optimizer.rates, strict=True)}
+    wanted = {"head/logits/kernel": 1.0, "encoder/block_1/": 0.5, "encoder/block_0/": 0.25, "encoder/tokens": 0.125}
+    for path, rate in wanted.items():
+        assert {r for p, r in found.items() if path in p} == {rate}
+    assert set(found.values()) == set(wanted.values())
 
 
 @pytest.mark.slow

@@ -3,12 +3,10 @@
 import random
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_text import NAUGHTY, ODD, SPECIAL, VOCABULARIES, WORDS, corrupt, fuzz, udhr, vocabulary
@@ -46,8 +44,8 @@ class Pair:
 
         self.run = tf.function(everything, input_signature=[strings])
 
-    def differences(self, texts):
-        """The texts, bytes, for which any id or offset differs."""
+    def differences(self, texts, reference=None):
+        """The texts, bytes, for which any id or offset differs, or any id from that of a reference."""
         found = []
         for first in range(0, len(texts), 2048):
             batch = texts[first : first + 2048]
@@ -58,7 +56,8 @@ class Pair:
             for text, a, b in zip(batch, splits[:-1], splits[1:], strict=True):
                 want = self.plain.tokenize(text)
                 both = [[*p, *c] for p, c in zip(want.bytes, want.characters, strict=True)]
-                if want.ids != ids[a:b] or both != spans[a:b]:
+                same = want.ids == ids[a:b] and both == spans[a:b]
+                if not same or (reference and reference(text) != want.ids):
                     found.append(text)
         return found
 
@@ -222,17 +221,23 @@ def test_in_a_saved_model_of_a_process_without_us(pairs, tmp_path):
     assert not model.meta_graphs[0].asset_file_def
 
 
+MEGABYTE = [
+    part * (1_000_000 // len(part))
+    for part in (
+        *[b"a", b"a ", b"!", b"[", b"[MASK]", b"\0", b"\xff", b"\xe4\xb8", b"a" * 201 + b" "],
+        *encoded(["中", "각", "Σ", "ΑΣ ", "e\u0301", "ก" * 150 + " "]),
+    )
+]
+
+
 @pytest.mark.parametrize("special", [(), tuple(SPECIAL)])
 def test_a_megabyte_in_one_string(pairs, special):
-    size = 1_000_000
-    pair = pairs["original", True, special]
-    pair.differences([b"a"])
-    parts = [b"a", b"a ", b"!", b"[", b"[MASK]", b"\0", b"\xff", b"\xe4\xb8", b"a" * 201 + b" "]
-    for part in [*parts, *encoded(["中", "각", "Σ", "ΑΣ ", "e\u0301", "ก" * 150 + " "])]:
-        text = tf.constant([part * (size // len(part))])
-        start = time.perf_counter()
-        pair.graph.tokenize_with_offsets(text)
-        assert time.perf_counter() - start < 2, part
+    for text in MEGABYTE:
+        _, *places = pairs["original", True, special].graph.tokenize_with_offsets(tf.constant([text]))
+        starts, ends = (offsets.flat_values.numpy() for offsets in places)
+        assert ((starts >= 0) & (starts < ends) & (ends <= len(text))).all(), text[:9]
+        assert (np.diff(starts) >= 0).all(), text[:9]
+        assert (np.diff(ends) >= 0).all(), text[:9]
 
 
 # === The kernel and its constants ===
@@ -305,34 +310,3 @@ def test_what_cannot_work_is_refused(options, error, words):
         Tokenizer(PIECES, True, **options)
     with pytest.raises(DataError, match="UNK"):
         Tokenizer(["a"], True)
-
-
-# === At length ===
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flavour", ["original", "hf"])
-@pytest.mark.parametrize("name", VOCABULARIES)
-def test_a_quarter_million_lines_each(name, flavour):
-    pair = Pair(vocabulary(name), VOCABULARIES[name], flavour, SPECIAL if flavour == "hf" else ())
-    chance = random.Random(13)
-    lines = encoded(fuzz(250_000, seed=sum(map(ord, name + flavour))))
-    assert not pair.differences(lines)
-    assert not pair.differences([corrupt(line, chance) for line in lines[:50_000]])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flavour", ["original", "hf"])
-@pytest.mark.parametrize("name", VOCABULARIES)
-def test_every_code_point(name, flavour):
-    pair = Pair(vocabulary(name), VOCABULARIES[name], flavour)
-    assert not pair.differences([chr(c).encode() for c in code_points()])
-    assert not pair.differences([f"a{chr(c)}b".encode() for c in code_points()])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("folder", ["raw_en", "raw_zh"])
-def test_plain_text(folder):
-    lines = [line for f in sorted(shared(f"data/{folder}").iterdir()) for line in f.read_text("utf-8").split("\n")]
-    for name, lower in VOCABULARIES.items():
-        assert not Pair(vocabulary(name), lower, special=SPECIAL).differences(encoded(lines))

@@ -1,11 +1,19 @@
 """Training: one device and many give the same, what stops a run, what a run leaves behind, and how it goes on."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import math
+import os
 import shutil
+import signal
+import socket
 import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,19 +22,24 @@ from conftest import TINY, WORDS
 
 from keras_bert import training
 from keras_bert.bert import Bert
-from keras_bert.checkpoints import WEIGHTS_FILE, sha256
-from keras_bert.config import HeadConfig, OptimizerConfig, TextConfig, TrainConfig
+from keras_bert.checkpoints import WEIGHTS_FILE
+from keras_bert.config import HeadConfig, OptimizerConfig, RunConfig, TextConfig, TrainConfig
 from keras_bert.data import Examples
-from keras_bert.errors import CheckpointError, ConfigError, DivergedError
+from keras_bert.errors import CheckpointError, ConfigError, DivergedError, Stopped
+from keras_bert.files import sha256
 from keras_bert.heads import Network
+from keras_bert.runs import METRICS_FILE
+from keras_bert.strategies import strategy_for
 from keras_bert.text import Text
-from keras_bert.training import METRICS_FILE, Trainer, fit, strategy_for
+from keras_bert.trainer import Trainer, copy_weights
+from keras_bert.training import HeadTask, Judge, Keeping, LabelledRows, Rounds, fit, run_rounds
 
 ONE = dataclasses.replace(TINY, num_layers=1)  # one layer: most of the time here goes into tracing
 STILL = dataclasses.replace(ONE, hidden_dropout=0.0, attention_dropout=0.0)
 TEXT = Text(WORDS, TextConfig(max_seq_length=16))
 BAD, GOOD = ("fire", "flood", "storm"), ("music", "song", "game")
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
+CLIPPED = OptimizerConfig(learning_rate=1e-3, clip_norm=0.5, weight_decay=0.1)
 
 
 def network(task="classify", labels=("0", "1"), encoder=STILL, dropout=0.0, seed=7):
@@ -52,12 +65,12 @@ def toy(rows, seed=0, flip=False):
         word = random.choice(BAD if label else GOOD)
         some = random.choice([*"abcdefgh", "the", "is", "in", "city"], random.integers(0, 8))
         texts.append(" ".join([*some[: len(some) // 2], word, *some[len(some) // 2 :]]))
-    return Examples(texts, None, 1 - labels if flip else labels)
+    return Examples((texts,), 1 - labels if flip else labels)
 
 
 def numbers(values):
     """Texts with numbers as labels."""
-    return Examples(toy(len(values)).texts, None, np.array(values, np.float32))
+    return Examples(toy(len(values)).segments, np.array(values, np.float32))
 
 
 def weights(of):
@@ -72,12 +85,17 @@ def difference(a, b):
 
 
 def trainer(start, strategy="one_device", steps=20, optimizer=OPTIMIZER, **config):
-    return Trainer(start, TEXT, optimizer, TrainConfig(distribution_strategy=strategy, **config), steps)
+    settings = TrainConfig(distribution_strategy=strategy, **config)
+
+    def make(policy):
+        return HeadTask(Network(start.encoder.config, start.head.config, dtype=policy))
+
+    return Trainer(make, start, optimizer, settings, steps)
 
 
 def reset(to, start):
     """As if `to` had just been made, without tracing its step again."""
-    training.copy_weights(start, to.network)
+    copy_weights(start, to.network)
     for variable in to.optimizer.variables:
         variable.assign(np.zeros(variable.shape))
     return to
@@ -85,7 +103,15 @@ def reset(to, start):
 
 def train(to, examples, batches):
     """What each step says: `[loss, rows, finite]`."""
-    return list(to.train_batches(to.distribute(examples, [np.asarray(b, int) for b in batches])))
+    rows = LabelledRows(examples, TEXT, to.config)
+    said = [to.train(b) for b in to.take(rows.distributed(to, [np.asarray(b, int) for b in batches], 0))]
+    said = [*said[1:], to.flush()]
+    return [[found[name] for name in ("loss", "loss/weight", "finite")] for found in said]
+
+
+def evaluate(to, examples):
+    """Mean loss, and answers in the order of the rows."""
+    return LabelledRows(examples, TEXT, to.config).evaluate(to)
 
 
 def uneven(rows, size, steps):
@@ -97,10 +123,12 @@ def uneven(rows, size, steps):
     return batches[:steps]
 
 
-def run(start, rows=24, evaluation=None, model_dir=None, optimizer=OPTIMIZER, say=None, save_best=None, **config):
+def run(
+    start, rows=24, evaluation=None, model_dir=None, optimizer=OPTIMIZER, say=None, save_best=None, config=None, **train
+):
     """`fit` of a toy task; returns the result and the lines said."""
     lines = []
-    settings = TrainConfig(**{"num_train_epochs": 2, "train_batch_size": 8} | config)
+    settings = TrainConfig(**{"num_train_epochs": 2, "train_batch_size": 8} | train)
     result = fit(
         start,
         TEXT,
@@ -108,7 +136,7 @@ def run(start, rows=24, evaluation=None, model_dir=None, optimizer=OPTIMIZER, sa
         evaluation or toy(12, seed=1),
         settings,
         optimizer,
-        model_dir,
+        Keeping(model_dir, config or RunConfig()),
         save_best or (model_dir and keep_in(model_dir)),
         say or lines.append,
     )
@@ -159,20 +187,74 @@ def two_devices():
 
 @pytest.mark.usefixtures("two_devices")
 def test_two_devices_train_like_one_on_uneven_batches():
-    start, examples = network(encoder=dataclasses.replace(STILL, num_layers=2)), toy(33)
+    start, examples = network(), toy(33)
     batches = uneven(33, 8, steps=20)
     assert {len(b) for b in batches} == {8, 1}, "one row: the second device gets none"
-    optimizer = OptimizerConfig(learning_rate=1e-3, clip_norm=0.5, weight_decay=0.1)
-    runs = {kind: trainer(start, kind, optimizer=optimizer) for kind in ("one_device", "mirrored")}
+    runs = {kind: trainer(start, kind, optimizer=CLIPPED) for kind in ("one_device", "mirrored")}
     said = {kind: train(run, examples, batches) for kind, run in runs.items()}
     assert {kind: run.strategy.num_replicas_in_sync for kind, run in runs.items()} == {"one_device": 1, "mirrored": 2}
     assert [count for _, count, _ in said["mirrored"]] == [len(b) for b in batches]
     np.testing.assert_allclose(said["mirrored"], said["one_device"], rtol=0, atol=2e-6)
     assert difference(runs["one_device"].network, start) > 1e-3
     assert difference(runs["one_device"].network, runs["mirrored"].network) <= 2e-6
-    losses, answers = zip(*(run.evaluate(examples) for run in runs.values()), strict=True)
+    losses, answers = zip(*(evaluate(run, examples) for run in runs.values()), strict=True)
     assert losses[0] == pytest.approx(losses[1], abs=2e-6)
     np.testing.assert_allclose(answers[0]["probabilities"], answers[1]["probabilities"], rtol=0, atol=2e-6)
+
+
+def test_parts_of_a_batch_train_like_the_whole():
+    """33 rows in batches of 8: the last of an epoch has one row, and three of its parts have none."""
+    start, examples, batches = network(), toy(33), uneven(33, 8, steps=20)
+    whole, parts = (trainer(start, optimizer=CLIPPED, grad_accum_steps=n) for n in (1, 4))
+    said = [train(to, examples, batches) for to in (whole, parts)]
+    np.testing.assert_allclose(said[1], said[0], rtol=0, atol=2e-6)
+    assert difference(whole.network, start) > 1e-3
+    assert difference(whole.network, parts.network) <= 2e-6
+
+
+def test_two_processes_train_like_one(tmp_path):
+    """Real processes that talk over the loopback; both evaluate all rows."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        cluster = {"worker": [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]}
+    script, workers = Path(__file__).parent / "worker.py", []
+    for index in range(2):
+        settings = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        command = [sys.executable, script, tmp_path / f"{index}.npz"]
+        workers.append(subprocess.Popen(command, env=os.environ | {"TF_CONFIG": settings}, stderr=subprocess.PIPE))
+    for one in workers:
+        _, err = one.communicate(timeout=240)
+        assert one.returncode == 0, err.decode()
+    start, examples = network(), toy(33)
+    alone = trainer(start, optimizer=CLIPPED)
+    said = train(alone, examples, uneven(33, 8, steps=20))
+    loss, answers = evaluate(alone, examples)
+    for index in range(2):
+        found = dict(np.load(tmp_path / f"{index}.npz"))
+        assert found.pop("who").tolist() == [index, 2]
+        np.testing.assert_allclose(found.pop("said"), said, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(found.pop("scores"), answers["probabilities"], rtol=0, atol=2e-6)
+        assert float(found.pop("loss")) == pytest.approx(loss, abs=2e-6)
+        for path, value in weights(alone.network).items():
+            np.testing.assert_allclose(found.pop(path.replace("/", "|")), value, rtol=0, atol=2e-6)
+        assert not found
+
+
+def test_a_compiled_step_of_fixed_shapes_is_the_plain_step():
+    start, examples, batches = network(), toy(33), uneven(33, 8, steps=6)
+    plain = trainer(start, optimizer=CLIPPED)
+    compiled = trainer(start, optimizer=CLIPPED, jit_compile="on", train_batch_size=8, eval_batch_size=8)
+    rows = LabelledRows(examples, TEXT, compiled.config)
+    for batch in compiled.take(rows.distributed(compiled, batches, 8)):
+        assert batch["features"]["token_ids"].shape == (8, 16)
+        compiled.train(batch)
+    train(plain, examples, batches)
+    assert difference(plain.network, compiled.network) <= 5e-6
+    (loss, answers), (wanted, right) = evaluate(compiled, examples), evaluate(plain, examples)
+    assert loss == pytest.approx(wanted, abs=5e-6)
+    np.testing.assert_allclose(answers["probabilities"], right["probabilities"], rtol=0, atol=5e-6)
 
 
 @pytest.mark.usefixtures("two_devices")
@@ -199,9 +281,30 @@ def test_a_run_on_two_devices_goes_on_as_if_it_had_not_stopped(tmp_path):
         run(with_dropout(), model_dir=tmp_path, say=say, **settings)
     start = with_dropout()
     _, lines = run(start, model_dir=tmp_path, **settings)
-    assert lines[0].endswith("after epoch 1")
+    assert lines[0].endswith("after step 5")
     assert lines[1].startswith("training on 2 x CPU")
     assert difference(start, whole) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "cluster", "message"),
+    [
+        ({"distribution_strategy": "tpu", "tpu": "local"}, "", "no TPU local can be used"),
+        ({"distribution_strategy": "tpu"}, "", "no TPU of this machine can be used"),
+        (
+            {"distribution_strategy": "parameter_server"},
+            "",
+            "parameter_server is not offered: .* multi_worker_mirrored",
+        ),
+        ({"distribution_strategy": "multi_worker_mirrored"}, "", "TF_CONFIG, which is not set; it looks like"),
+        ({"distribution_strategy": "multi_worker_mirrored"}, "{}", "TF_CONFIG, which is '{}'"),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_a_line(flags, cluster, message, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", cluster)
+    with pytest.raises(ConfigError, match=message) as found:
+        strategy_for(TrainConfig(**flags))
+    assert "\n" not in str(found.value)
 
 
 def test_more_gpus_than_there_are_is_refused_with_the_devices():
@@ -227,7 +330,7 @@ def test_strategy_of_the_flags(flags, replicas):
 
 
 def features_of(examples, rows):
-    made = TEXT([examples.texts[i] for i in rows])
+    made = TEXT([examples.segments[0][i] for i in rows])
     return {name: made[name] for name in ("token_ids", "segment_ids", "padding_mask")}
 
 
@@ -306,11 +409,12 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_epoch(tmp_path
     """The loss overflows in the second epoch: label 3e38 is a number, its square is none."""
     assert DivergedError.exit_code == 4
     start, good, bad = network("regress", ()), numbers(np.linspace(-1, 1, 8)), numbers([3e38] * 8)
-    fit(start, TEXT, good, good, TrainConfig(num_train_epochs=1), OPTIMIZER, tmp_path, keep_in(tmp_path), list)
+    kept = Keeping(tmp_path)
+    fit(start, TEXT, good, good, TrainConfig(num_train_epochs=1), OPTIMIZER, kept, keep_in(tmp_path), list)
     before = snapshot(tmp_path / "checkpoints")
     again = network("regress", ())
     with pytest.raises(DivergedError, match=r"^epoch 2/3, step 1 of 1: .* lower --learning_rate \(now 0.01\)"):
-        fit(again, TEXT, bad, good, TrainConfig(num_train_epochs=3), OPTIMIZER, tmp_path, None, list)
+        fit(again, TEXT, bad, good, TrainConfig(num_train_epochs=3), OPTIMIZER, kept, None, list)
     assert snapshot(tmp_path / "checkpoints") == before
     assert difference(again, start) == 0
 
@@ -318,34 +422,38 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_epoch(tmp_path
 # === Sixteen bits ===
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_sixteen_bits_learn(precision):
-    start = network()
-    result, _ = run(start, rows=64, mixed_precision=precision, num_train_epochs=8)
-    assert {w.dtype for w in start.weights} == {"float32"}
-    losses = [record["train_loss"] for record in result.history]
-    assert losses[-1] < 0.5 * losses[0]
-    assert result.best["accuracy"] > 0.9
-
-
 @pytest.fixture(scope="module")
 def half():
     """A trainer with float16."""
     optimizer = OptimizerConfig(learning_rate=5e-3, warmup_proportion=0)
-    return trainer(network(), mixed_precision="float16", optimizer=optimizer)
+    return trainer(network(), steps=80, mixed_precision="float16", optimizer=optimizer)
+
+
+def test_sixteen_bits_learn(half):
+    """In place of a whole run each: 80 steps, and an evaluation."""
+    optimizer = OptimizerConfig(learning_rate=5e-3, warmup_proportion=0)
+    brain = trainer(network(), steps=80, mixed_precision="bfloat16", optimizer=optimizer)
+    reset(half, network()).loss_scale.assign(2.0**15)
+    for to, kind in ((brain, "bfloat16"), (half, "float16")):
+        assert to.network.compute_dtype == kind
+        assert {w.dtype for w in to.network.weights} == {"float32"}
+        losses = [loss for loss, *_ in train(to, toy(64), uneven(64, 8, steps=80))]
+        assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:8])
+        answers = evaluate(to, toy(40, seed=5))[1]
+        assert {answers[name].dtype.name for name in ("probabilities", "scores", "score")} == {"float32"}
+        assert np.mean(answers["class_id"] == toy(40, seed=5).labels) > 0.9
 
 
 def test_the_loss_scale_halves_on_overflow_and_training_goes_on(half):
     reset(half, network()).loss_scale.assign(2.0**24)  # 16 bits end at 65504
     said = train(half, toy(32), [range(32)] * 20)
     finite = [bool(f) for *_, f in said]
-    skipped = finite.index(True)
-    assert 0 < skipped < 15, "the first steps overflow"
-    assert all(finite[skipped:])
+    first, skipped = finite.index(True), finite.count(False)
+    assert 0 < first <= skipped < 15, "the first steps overflow"
     assert float(half.loss_scale) == 2.0 ** (24 - skipped)
     assert half.step == 20 - skipped
     losses = [loss for loss, *_ in said]
-    assert losses[:skipped] == [losses[0]] * skipped, "no step was made before"
+    assert losses[:first] == [losses[0]] * first, "no step was made before"
     assert losses[-1] < losses[0]
 
 
@@ -368,12 +476,21 @@ def test_a_run_that_overflows_at_every_scale_has_diverged(half):
     named["head/logits/kernel"].assign(np.full((16, 2), 6e4) * [-1, 1])
     named["head/pooler/dense/kernel"].assign(np.full((16, 16), 0.1))
     reset(half, start).loss_scale.assign(4.0)
-    ((loss, _, finite),) = train(half, toy(8), [range(8)])
+    ((loss, _, finite),) = train(half, toy(8), [range(1)])
     assert math.isfinite(loss)
     assert (finite, float(half.loss_scale)) == (0, 2)
-    batches = half.distribute(toy(8), [np.arange(8)] * 4)
+    rows = LabelledRows(toy(8), TEXT, half.config)
     with pytest.raises(DivergedError, match=r"^epoch 1/1, step 1 of 4: .* or train without mixed precision"):
-        training._train_epoch(half, batches, 4, "epoch 1/1", None)
+        run_rounds(
+            half,
+            lambda step: rows.distributed(half, [np.arange(1)] * 4, 8),
+            Rounds(4, 4),
+            Judge(dict, list),
+            Keeping(),
+            {},
+            list,
+            None,
+        )
 
 
 # === What a run comes to ===
@@ -405,7 +522,7 @@ def test_the_best_epoch_is_what_is_left_in_the_network_and_on_disk(tmp_path):
     np.testing.assert_equal(weights(start), kept[-1][1])
     loaded = Bert.load(tmp_path)
     assert difference(loaded.network, start) == 0
-    predicted = [answer["label"] for answer in loaded.predict(evaluation.texts)]
+    predicted = [answer["label"] for answer in loaded.predict(evaluation.segments[0])]
     assert predicted == [str(i) for i in result.answers["class_id"]]
     assert json.loads((tmp_path / "keras_bert.json").read_text("utf-8"))["notes"] == result.best
 
@@ -430,9 +547,9 @@ def test_a_collapsed_model_is_called_so_and_progress_goes_to_its_stream():
     (warning,) = [line for line in lines if line.startswith("warning")]
     assert "every one of the 8 evaluation rows got the same label; the model has collapsed" in warning
     assert "below 1e-06" in warning
-    assert lines.index(warning) == 2, "after the first epoch, and not again"
+    assert lines.index(warning) == 1, "with the first epoch, and not again"
     shown = stream.getvalue().splitlines()
-    assert [line[:14] for line in shown] == ["epoch 1/2  2/2", "epoch 2/2  2/2"]
+    assert [line[:14] for line in shown if "  2/2 " in line] == ["epoch 1/2  2/2", "epoch 2/2  2/2"]
 
 
 @pytest.mark.parametrize(
@@ -464,39 +581,110 @@ def test_metrics_and_events_can_be_read(undisturbed):
 # === Going on ===
 
 
+def test_averaged_weights_are_evaluated_and_kept_and_training_goes_on_from_the_plain_ones(tmp_path):
+    optimizer = dataclasses.replace(OPTIMIZER, ema_decay=0.9)
+    start, plain = with_dropout(), with_dropout()
+    result, _ = run(start, model_dir=tmp_path, optimizer=optimizer)
+    other, _ = run(plain)
+    assert [r["train_loss"] for r in result.history] == [r["train_loss"] for r in other.history]
+    assert result.history[-1]["eval_loss"] != other.history[-1]["eval_loss"]
+    assert difference(start, plain) > 1e-4
+    assert difference(Bert.load(tmp_path).network, start) == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (0, 75)])
+def test_a_run_that_is_told_to_stop_saves_at_the_next_step_and_goes_on(number, code, tmp_path, undisturbed):
+    """By a signal, or (0) by the clock."""
+
+    def say(line):
+        if line.startswith("epoch 1") and number:
+            os.kill(os.getpid(), number)
+
+    keeping = Keeping(tmp_path, RunConfig(max_time=0 if number else 1e-3), catch_signals=True)
+    settings = TrainConfig(num_train_epochs=4, train_batch_size=8)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="the same command goes on") as stopped:
+        fit(with_dropout(), TEXT, toy(24), toy(12, seed=1), settings, OPTIMIZER, keeping, keep_in(tmp_path), say)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert stopped.value.exit_code == code
+    assert f"after step {3 if number else 1} of 12" in str(stopped.value)
+    start = with_dropout()
+    result, _ = run(start, num_train_epochs=4, model_dir=tmp_path)
+    assert without_times(result.history) == without_times(undisturbed[1].history)
+    assert difference(start, undisturbed[0]) == 0
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+
+
+def test_a_second_signal_acts_at_once():
+    with training._asked_to_stop(Keeping(catch_signals=True)) as stop:
+        interrupt()
+        assert stop.asked()
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+
+
+def test_a_directory_that_is_deleted_ends_the_run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def say(line):
+        if line.startswith("epoch 1"):
+            shutil.rmtree(folder)
+
+    with pytest.raises(CheckpointError, match=r"cannot be (re)?written|was deleted"):
+        run(network(), model_dir=folder, say=say)
+    assert not folder.exists()
+
+
+def test_a_dry_run_keeps_nothing_and_says_what_the_run_will_take(tmp_path):
+    start = with_dropout()
+    with pytest.raises(Stopped, match=r"first step .* 6 steps take about 0:0.* a state is .* nothing was kept") as done:
+        run(start, config=RunConfig(dry_run=True))
+    assert done.value.exit_code == 0
+    assert difference(start, with_dropout()) == 0
+
+
+def test_profiled_steps_leave_a_profile(tmp_path):
+    run(network(), model_dir=tmp_path, config=RunConfig(profile_steps="1,2"))
+    assert list((tmp_path / "tensorboard").rglob("*.xplane.pb"))
+
+
 class Killed(Exception):
     """Stands for a power cut."""
 
 
-@pytest.mark.parametrize("where", ["after the evaluation of epoch 3", "while the best so far is saved"])
+@pytest.mark.parametrize("where", ["after the evaluation of epoch 3", "before the first state is written"])
 def test_a_run_that_was_killed_ends_like_one_that_was_not(where, tmp_path, undisturbed):
-    saved = []
-
     def say(line):
         if "evaluation" in where and line.startswith("epoch 3"):
             raise Killed
 
     def save(best, record):
-        if "saved" in where and saved:
-            raise Killed
-        saved.append(record)
         keep_in(tmp_path)(best, record)
+        if "state" in where:
+            raise Killed
 
     settings = {"num_train_epochs": 4, "model_dir": tmp_path}
     with pytest.raises(Killed):
         run(with_dropout(), say=say, save_best=save, **settings)
-    done = len((tmp_path / METRICS_FILE).read_text("utf-8").splitlines())
-    assert 0 < done < 4
+    done = 2 if "evaluation" in where else 0
     start = with_dropout()
     result, lines = run(start, **settings)
-    assert lines[0] == f"continuing the run in {tmp_path} after epoch {done}"
+    assert lines[0].startswith(f"continuing the run in {tmp_path} after step {3 * done}" if done else "training on")
     assert without_times(result.history) == without_times(undisturbed[1].history)
     assert len(result.history) == 4
     assert result.best["epoch"] == undisturbed[1].best["epoch"]
     assert difference(start, undisturbed[0]) == 0
     assert difference(Bert.load(tmp_path).network, undisturbed[0]) == 0
     assert [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text("utf-8").splitlines()] == result.history
-    assert [p.name for p in (tmp_path / "checkpoints").glob("*.index")] == ["ckpt-4.index"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "step-000000009.safetensors",
+        "step-000000012.safetensors",
+    ]
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed):
@@ -504,7 +692,7 @@ def test_a_finished_run_is_not_trained_again(undisturbed):
     before = snapshot(folder)
     start = with_dropout()
     again, lines = run(start, num_train_epochs=4, model_dir=folder)
-    assert lines[0].endswith("after epoch 4")
+    assert lines[0].endswith("after step 12")
     assert not [line for line in lines if line.startswith("epoch")]
     assert (again.best, again.history) == (result.best, result.history)
     np.testing.assert_allclose(again.answers["probabilities"], result.answers["probabilities"], rtol=0, atol=1e-6)
@@ -529,25 +717,41 @@ def rubbish(path):
     path.write_bytes(b"\x00{rubbish")
 
 
-STATE, DATA, INDEX = (f"checkpoints/{name}" for name in ("checkpoint", "ckpt-4.data-00000-of-00001", "ckpt-4.index"))
+def flip(path):
+    """Change one bit in the middle of the tensors."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [cut, empty, rubbish, flip])
+def test_a_run_goes_on_from_the_state_before_a_broken_one(spoil, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed[2], folder)
+    spoil(folder / "checkpoints" / "step-000000012.safetensors")
+    start = with_dropout()
+    result, lines = run(start, num_train_epochs=4, model_dir=folder)
+    assert "step-000000012.safetensors" in lines[0]
+    assert lines[0].startswith("warning: ")
+    assert lines[1] == f"continuing the run in {folder} after step 9"
+    assert without_times(result.history) == without_times(undisturbed[1].history)
+    assert difference(start, undisturbed[0]) == 0
 
 
 @pytest.mark.parametrize(
-    ("spoil", "file", "message"),
+    ("spoil", "files", "message"),
     [
-        *[(spoil, STATE, "its `checkpoint` file is broken") for spoil in (rubbish, empty, delete)],
-        *[(spoil, DATA, r"ckpt-4: cannot be restored \(.+\)") for spoil in (cut, empty, delete)],
-        *[(spoil, INDEX, r"ckpt-4: cannot be restored \(.+\)") for spoil in (cut, empty)],
-        *[(spoil, METRICS_FILE, r"ckpt-4: cannot be restored \(.+\)") for spoil in (rubbish, empty, delete)],
+        (cut, "checkpoints/*", "step-000000012.safetensors: broken or not a state .* no other state can be read"),
+        (flip, "checkpoints/*", "step-000000012.safetensors: its content does not fit its checksum"),
+        (delete, "checkpoints/*", "has metrics.jsonl but no state"),
         (cut, WEIGHTS_FILE, "model.safetensors: broken or not a safetensors file"),
     ],
 )
-def test_a_broken_run_is_refused_and_not_started_anew(spoil, file, message, undisturbed, tmp_path):
+def test_a_broken_run_is_refused_and_not_started_anew(spoil, files, message, undisturbed, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed[2], folder)
-    state = folder / STATE
-    state.write_text(state.read_text("utf-8").replace(str(undisturbed[2]), str(folder)), "utf-8")
-    spoil(folder / file)
+    for file in folder.glob(files):
+        spoil(file)
     before = sha256(folder / WEIGHTS_FILE)
     with pytest.raises(CheckpointError, match=message) as found:
         run(with_dropout(), num_train_epochs=5, model_dir=folder)
@@ -555,8 +759,18 @@ def test_a_broken_run_is_refused_and_not_started_anew(spoil, file, message, undi
     assert sha256(folder / WEIGHTS_FILE) == before
 
 
+def test_a_state_of_another_model_is_refused_with_the_differences(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed[2], folder)
+    other = network(encoder=dataclasses.replace(ONE, num_layers=2), dropout=0.1)
+    with pytest.raises(
+        CheckpointError, match=r"of another model: .*block_1.* is missing there.* and .* more; start anew"
+    ):
+        run(other, num_train_epochs=4, model_dir=folder)
+
+
 def test_a_run_directory_that_was_moved_goes_on(undisturbed, tmp_path):
     folder = tmp_path / "moved"
     shutil.copytree(undisturbed[2], folder)
     _, lines = run(with_dropout(), num_train_epochs=4, model_dir=folder)
-    assert lines[0] == f"continuing the run in {folder} after epoch 4"
+    assert lines[0] == f"continuing the run in {folder} after step 12"

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from odd_text import NAUGHTY, SPECIAL, VOCABULARIES, fuzz, reference_ids, udhr, vocabulary
 
 from keras_bert.errors import ConfigError, DataError
-from keras_bert.normalization import code_points
-from keras_bert.wordpiece import WordPiece, index
+from keras_bert.wordpiece import WordPiece, index, misfit
 
 unicode_14 = pytest.mark.skipif(
     unicodedata.unidata_version != "14.0.0", reason="the independent rules use this Python's Unicode tables"
@@ -104,13 +103,17 @@ def test_offsets_in_ill_formed_bytes():
 
 @pytest.mark.parametrize("flavour", ["original", "hf"])
 @pytest.mark.parametrize("lower", [False, True])
-@given(text=st.text())
+@given(text=st.one_of(st.text(), st.binary(), st.sampled_from(NAUGHTY)))
 def test_offsets_run_in_order_and_stay_inside(flavour, lower, text):
     found = WORDPIECES[flavour, lower].tokenize(text)
-    for spans, end in ((found.characters, len(text)), (found.bytes, len(text.encode()))):
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    text = text.decode("utf-8", "ignore") if isinstance(text, bytes) else text
+    assert len(found.ids) == len(found.pieces) == len(found.characters) == len(found.bytes)
+    for spans, end in ((found.characters, len(text)), (found.bytes, len(data))):
         assert all(0 <= a < b <= end for a, b in spans)
         assert spans == sorted(spans)
-    assert [text[a:b].encode() for a, b in found.characters] == [text.encode()[a:b] for a, b in found.bytes]
+    slices = [data[a:b].decode("utf-8", "ignore") for a, b in found.bytes]
+    assert slices == [text[a:b].encode("utf-8", "ignore").decode() for a, b in found.characters]
 
 
 WORDPIECES = {(f, lower): WordPiece(PIECES, lower, f) for f in ("original", "hf") for lower in (False, True)}
@@ -184,23 +187,6 @@ def test_the_features_that_the_original_wrote_for_mrpc():
     assert [packed(*[ours.tokenize(t).ids for t in row], ours.index) for row in rows] == written
 
 
-@pytest.mark.slow
-@unicode_14
-@pytest.mark.parametrize("name", VOCABULARIES)
-def test_a_quarter_million_lines_each_as_the_original_rules_have_them(name):
-    pieces, lower = vocabulary(name), VOCABULARIES[name]
-    assert not same_as_reference(fuzz(250_000, seed=sum(map(ord, name))), pieces, lower)
-
-
-@pytest.mark.slow
-@unicode_14
-@pytest.mark.parametrize("name", VOCABULARIES)
-def test_every_code_point_as_the_original_rules_have_it(name):
-    pieces, lower = vocabulary(name), VOCABULARIES[name]
-    assert not same_as_reference(map(chr, code_points()), pieces, lower)
-    assert not same_as_reference((f"a{chr(c)}b" for c in code_points()), pieces, lower)
-
-
 def hugging_face(pieces, lower, special=()):
     """The fast tokenizer's parts, put together for a vocabulary."""
     tokenizers = pytest.importorskip("tokenizers")
@@ -223,17 +209,6 @@ def test_odd_lines_as_hugging_face_has_them(lower, special):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VOCABULARIES)
-def test_real_vocabularies_as_hugging_face_has_them(name):
-    pieces, lower = vocabulary(name), VOCABULARIES[name]
-    theirs, ours = hugging_face(pieces, lower), WordPiece(pieces, lower, "hf")
-    points = map(chr, code_points())
-    beside = (f"a{chr(c)}b" for c in code_points())
-    for texts in (udhr(), fuzz(250_000, seed=4), points, beside):
-        assert not [t for t in texts if theirs.encode(t).ids != ours.tokenize(t).ids]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", VOCABULARIES)
 def test_bert_tokenizer_fast_gives_the_same_ids_for_texts(name):
     transformers = pytest.importorskip("transformers")
     pieces, lower = vocabulary(name), VOCABULARIES[name]
@@ -251,3 +226,32 @@ def test_spans_are_those_of_hugging_face():
     theirs, ours = hugging_face(pieces, False), WordPiece(pieces, False, "hf")
     for line in udhr():
         assert theirs.encode(line).offsets == ours.tokenize(line).characters, line
+
+
+# === Do vocabulary and casing belong together? ===
+
+
+def test_a_vocabulary_that_suits_its_texts_is_not_spoken_of():
+    for name, text in {
+        "uncased": "Forest FIRE",
+        "cased": "Forest fire",
+        "chinese": "森林着火了",
+        "multi_cased": "Feu",
+    }.items():
+        assert misfit(vocabulary(name), [text, ""], VOCABULARIES[name]) == ""
+    assert misfit(vocabulary("multi_cased"), udhr(), False) == ""
+    assert misfit(PIECES, [], False) == misfit(PIECES, ["", " "], False) == ""
+
+
+def test_the_wrong_casing_is_said():
+    texts = ["Our Deeds are the Reason of this Earthquake", "Forest fire near La Ronge", "all is well"]
+    assert misfit(vocabulary("uncased"), texts, False) == (
+        "43.8% of the word pieces of the texts are [UNK], but 0.0% with do_lower_case true; "
+        "the vocabulary does not suit them"
+    )
+    assert misfit(vocabulary("uncased"), ["ภาษาไทยไม่มีการเว้นวรรค"], True) == (
+        "100.0% of the word pieces of the texts are [UNK]; the vocabulary does not suit them"
+    )
+    assert misfit(vocabulary("cased"), texts, True) == (
+        "29% of the vocabulary has capitals but text is lower-cased; is do_lower_case false for it?"
+    )

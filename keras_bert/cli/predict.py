@@ -1,28 +1,38 @@
-"""`keras-bert predict`: a file of texts in, a csv of labels out.
+"""`keras-bert predict`: a file of texts in, a csv of labels out, or JSON lines of entities or of answers.
 
-The output has the input's id column, where there is one, and the label under the name and with the values it
-had in training, so that it is a Kaggle submission as it stands.
+The csv has the input's id column, where there is one, and the label under the name and with the values it had in
+training, so that it is a Kaggle submission as it stands. Answers that go to a file named `predictions.json` are written
+as google-research/bert writes them, with `nbest_predictions.json` and `null_odds.json` beside.
 """
 
 import csv
 import io
+import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from keras_bert.checkpoints import open_checkpoint, write_atomic
+from keras_bert.answers import squad_files
+from keras_bert.checkpoints import open_checkpoint
+from keras_bert.cli.answering import KINDS, LEAVE_OUT, check, load, suit
 from keras_bert.cli.flags import Flags, note
-from keras_bert.data import Rows, read
+from keras_bert.config import dumps
+from keras_bert.data import Rows
 from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.files import write_atomic
+from keras_bert.readers import Reading, read_labelled
 
 
 def define() -> Flags:
     """The flags of the command."""
-    flags = Flags("predict", "label the rows of a file")
+    flags = Flags("predict", "label the rows of a file", KINDS, LEAVE_OUT)
     flags.require("model_dir", "Directory of a `keras-bert finetune` run.")
-    flags.require("input_file", "Texts: csv, tsv or jsonl with the text column(s) of training.")
-    flags.require("output_file", "The csv to write; an existing one is replaced.")
+    flags.require(
+        "input_file",
+        "Texts: csv, tsv or jsonl with the text column(s) of training; also CoNLL or JSON (tag), SQuAD's JSON (span).",
+    )
+    flags.require("output_file", "The csv (labels) or JSON lines (tag, span) to write; an existing one is replaced.")
     flags.add("probabilities", False, "Also write a column of scores for every label.")
     flags.add("predict_batch_size", 64, "Rows per step.")
     return flags
@@ -33,6 +43,7 @@ def main(argv: list[str]) -> int:
     flags = define()
     if not flags.parse(argv):
         return 0
+    check(flags)
     output = Path(flags["output_file"])
     if flags["predict_batch_size"] < 1:
         raise ConfigError(f"--predict_batch_size must be at least 1, got {flags['predict_batch_size']}")
@@ -44,7 +55,9 @@ def main(argv: list[str]) -> int:
     data = checkpoint.data
     if data is None:
         raise CheckpointError(f"{checkpoint.path}: is a pretrained checkpoint; run `keras-bert finetune` first")
-    rows = read(flags["input_file"], [c for c in (data.text_column, data.text_pair_column) if c])
+    task = checkpoint.head.task if checkpoint.head else ""
+    suit(flags, task)
+    rows = read_labelled(task, flags["input_file"], data, Reading(labelled=False, max_bad_share=1.0, say=note))
     if output.exists() and any(output.samefile(f) for f in set(rows.files)):
         raise ConfigError(f"--output_file {output}: is also the input; name another file")
     ids = rows.columns.get(data.id_column)
@@ -53,16 +66,20 @@ def main(argv: list[str]) -> int:
         twice = next(i for i, value in enumerate(ids) if first[value] < i)
         note(f"warning: {rows.where(twice)}: the {data.id_column} {ids[twice]!r} is there more than once")
 
-    from keras_bert.bert import Bert
-
-    bert = Bert.load(checkpoint.path)
+    bert = load(flags, checkpoint.path)
     pairs = rows[data.text_pair_column] if data.text_pair_column else None
     answers = bert.predict(rows[data.text_column], pairs, flags["predict_batch_size"], sys.stderr)
-    write_atomic(output, as_csv(rows, answers, bert, flags["probabilities"]))
+    if not bert.network.head.located:
+        write_atomic(output, as_csv(rows, answers, bert, flags["probabilities"]))
+    elif task == "span" and output.name == "predictions.json":
+        write_squad(output.parent, ids, answers, bert)
+    else:
+        write_atomic(output, as_lines(rows, answers, bert))
     cut = sum(a["truncated"] for a in answers)
     if cut:
         length = bert.text.config.max_seq_length
-        note(f"warning: {cut} of {len(answers)} texts were longer than {length} tokens and were cut")
+        most = f" in {bert.windows.max_windows} windows" if bert.windows.max_windows > 1 else ""
+        note(f"warning: {cut} of {len(answers)} texts were longer than {length} tokens{most} and were cut")
     note(f"wrote {len(answers)} rows to {output}")
     return 0
 
@@ -80,6 +97,22 @@ def as_csv(rows: Rows, answers: list[dict[str, Any]], bert: Any, probabilities: 
         row = ([ids[i]] if ids else []) + [value_of(answer)]
         writer.writerow(row + [answer["scores"][label] for label in labels] * probabilities)
     return out.getvalue()
+
+
+def as_lines(rows: Rows, answers: list[dict[str, Any]], bert: Any) -> str:
+    """The output file: an object a line, with the id of its row."""
+    name = bert.data.id_column
+    ids = rows.columns.get(name)
+    found = ({name: ids[i]} | answer if ids else answer for i, answer in enumerate(answers))
+    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found)
+
+
+def write_squad(folder: Path, ids: list[str] | None, answers: list[dict[str, Any]], bert: Any) -> None:
+    """The files of google-research/bert."""
+    names = ids or [str(i) for i in range(1, len(answers) + 1)]
+    negative = bert.network.head.config.version_2_with_negative
+    for name, content in squad_files(names, answers, negative).items():
+        write_atomic(folder / name, dumps(content))
 
 
 def value_of(answer: dict[str, Any]) -> Any:

@@ -1,16 +1,19 @@
-"""`keras-bert serve`: answer TensorFlow Serving's REST requests from an exported model, on this machine."""
+"""`keras-bert serve`: answer TensorFlow Serving's REST requests from exported models, on this machine."""
 
+import logging
 from pathlib import Path
 
 from keras_bert.cli.flags import Flags
 from keras_bert.errors import ConfigError
+from keras_bert.server.settings import ServerConfig, read_model_config
 
 
 def define() -> Flags:
     """The flags of the command."""
-    flags = Flags("serve", "answer REST requests from an exported model, on this machine")
-    flags.require("export_dir", "Directory that `keras-bert export` wrote; its largest version is served.")
+    flags = Flags("serve", "answer REST requests from an exported model, on this machine", [ServerConfig])
+    flags.add("export_dir", "", "Directory that `keras-bert export` wrote; its newest version is served.")
     flags.add("model_name", "", "Name in the URL; default: the last part of --export_dir.")
+    flags.add("model_config_file", "", "Several models, versions and labels, in TensorFlow Serving's text form.")
     flags.add("port", 8501, "Port; 0 takes a free one.")
     flags.add("host", "127.0.0.1", "Address to listen on; the default answers this machine only.")
     return flags
@@ -21,11 +24,20 @@ def main(argv: list[str]) -> int:
     flags = define()
     if not flags.parse(argv):
         return 0
+    base, file = flags["export_dir"], flags["model_config_file"]
+    if not base and not file:
+        raise ConfigError("--export_dir must be given, or --model_config_file")
+    if file and (base or flags["model_name"]):
+        raise ConfigError("--model_config_file takes the place of --export_dir and --model_name; give one of them")
     if not 0 <= flags["port"] <= 65535:
         raise ConfigError(f"--port must be from 0 to 65535, got {flags['port']}")
-    base = Path(flags["export_dir"])
+    config = flags.config(ServerConfig)
+    models = read_model_config(file) if file else {flags["model_name"] or Path(base).absolute().name: base}
 
     from keras_bert.server import serve
 
-    serve({flags["model_name"] or base.absolute().name: str(base)}, flags["host"], flags["port"])
+    logger = logging.getLogger("keras_bert.server")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler())
+    serve(models, flags["host"], flags["port"], config)
     return 0

@@ -9,15 +9,14 @@ The same texts and flags give the same file, byte for byte, whatever the number 
 import codecs
 import json
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_bert.checkpoints import write_atomic
 from keras_bert.cli.flags import Flags, note
 from keras_bert.data import find
 from keras_bert.errors import ConfigError, DataError
+from keras_bert.files import size_of, write_atomic
 from keras_bert.progress import Progress
 from keras_bert.vocab_learning import count_words, first_rows, learn, unknown_share
 
@@ -62,7 +61,7 @@ def main(argv: list[str]) -> int:
     if flags["vocab_size"] <= rows:
         raise ConfigError(f"--vocab_size {flags['vocab_size']} leaves no room beside {rows} special and unused tokens")
     files = find(flags["input_file"])
-    sizes = [check_file(path) for path in files]
+    sizes = [size_of(path, "txt") for path in files]
     if output.exists() and any(output.samefile(path) for path in files):
         raise ConfigError(f"--output_file {output}: is also the input; name another file")
 
@@ -89,25 +88,6 @@ def main(argv: list[str]) -> int:
         note(f"warning: the texts give no more than {len(pieces):,} pieces; set the model's vocab_size to that")
     print(output)
     return 0
-
-
-def check_file(path: str) -> int:
-    """The size of a text file in bytes.
-
-    Raises:
-        DataError: it is not there, not a regular file, or empty.
-    """
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if stat.S_ISDIR(found.st_mode):
-        raise DataError(f"{path}: is a directory; name a file, or a glob such as {os.path.join(path, '*.txt')}")
-    if not stat.S_ISREG(found.st_mode):
-        raise DataError(f"{path}: is not a regular file; write the texts to a file first")
-    if not found.st_size:
-        raise DataError(f"{path}: is empty")
-    return found.st_size
 
 
 def read_texts(files: list[str], column: str, progress: Progress) -> Iterator[str]:

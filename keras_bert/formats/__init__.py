@@ -26,14 +26,8 @@ def detect(path: Path, name: str | None = None) -> Format:
     """The format of a directory; `name` asks for one.
 
     Raises:
-        CheckpointError: the directory is absent, or holds none of the formats, or not the one asked for.
+        CheckpointError: the directory holds none of the formats, or not the one asked for.
     """
-    if not path.is_dir():
-        what = "is a file, not a directory" if path.exists() else "does not exist"
-        raise CheckpointError(
-            f"{path}: {what}; give a directory with a checkpoint (config.json, vocab.txt and "
-            "model.safetensors of Hugging Face, or bert_config.json and bert_model.ckpt of google-research/bert)"
-        )
     found = [f for f in FORMATS.values() if (path / f.mark).exists()]
     here = next((f for f in found if f.is_here(path)), None)
     if here is None:

@@ -98,7 +98,7 @@ class Bundle:
         self.prefix = prefix
         with self.intact() as tf:
             self.reader = tf.train.load_checkpoint(str(prefix))
-            self.shapes = {k: tuple(v) for k, v in self.reader.get_variable_to_shape_map().items()}
+            self.shapes = {k: tuple(v) for k, v in sorted(self.reader.get_variable_to_shape_map().items())}
             self.dtypes = {k: v.name for k, v in self.reader.get_variable_to_dtype_map().items()}
 
     @contextlib.contextmanager

@@ -15,53 +15,36 @@ from keras_bert.errors import CheckpointError
 from keras_bert.formats.containers import Bundle, Objects, find_bundle, is_object_based, write_objects
 from keras_bert.formats.format import Format
 from keras_bert.formats.settings import Contents, checked
-from keras_bert.formats.table import (
-    BLOCK,
-    Row,
-    Stored,
-    Transform,
-    same,
-    split_first,
-    split_last,
-    to_theirs,
-)
+from keras_bert.formats.table import BLOCK, SPLIT_HEADS, Stored, rows, to_theirs
 from keras_bert.formats.tf1 import CONFIG_FILE, FILES, FIXED, PREFIX, read_settings, write_settings
 
 POOLER, OWN_POOLER = "encoder/_pooler_layer", "next_sentence.pooler_dense"
 
 
-def _dense(ours: str, theirs: str, kernel: Transform = same, bias: Transform = same) -> list[Row]:
-    return [(f"{ours}/kernel", f"{theirs}/kernel", kernel), (f"{ours}/bias", f"{theirs}/bias", bias)]
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [(f"{ours}/{name}", f"{theirs}/{name}", same) for name in ("gamma", "beta")]
-
-
 _BLOCK = "encoder/_transformer_layers/{i}"
-TABLE: dict[str, list[Row]] = {
-    "encoder": [
-        ("encoder/tokens/embeddings", "encoder/_embedding_layer/embeddings", same),
-        ("encoder/positions/embeddings", "encoder/_position_embedding_layer/embeddings", same),
-        ("encoder/segments/embeddings", "encoder/_type_embedding_layer/embeddings", same),
-        *_norm("encoder/norm", "encoder/_embedding_norm_layer"),
-        *_dense(f"{BLOCK}/attention/query", f"{_BLOCK}/_attention_layer/_query_dense", split_last, split_last),
-        *_dense(f"{BLOCK}/attention/key", f"{_BLOCK}/_attention_layer/_key_dense", split_last, split_last),
-        *_dense(f"{BLOCK}/attention/value", f"{_BLOCK}/_attention_layer/_value_dense", split_last, split_last),
-        *_dense(f"{BLOCK}/attention/output", f"{_BLOCK}/_attention_layer/_output_dense", split_first),
-        *_norm(f"{BLOCK}/attention_norm", f"{_BLOCK}/_attention_layer_norm"),
-        *_dense(f"{BLOCK}/feed_forward/inner", f"{_BLOCK}/_intermediate_dense"),
-        *_dense(f"{BLOCK}/feed_forward/outer", f"{_BLOCK}/_output_dense"),
-        *_norm(f"{BLOCK}/feed_forward_norm", f"{_BLOCK}/_output_layer_norm"),
-    ],
-    "pooler": _dense("head/pooler/dense", POOLER),
-    "masked_lm": [
-        *_dense("head/masked_lm/transform", "masked_lm/dense"),
-        *_norm("head/masked_lm/norm", "masked_lm/layer_norm"),
-        ("head/masked_lm/bias", "masked_lm/bias", same),
-    ],
-    "next_sentence": _dense("head/next_sentence", "classification_heads/0/out_proj"),
-}
+TABLE = rows(
+    {
+        "encoder/tokens": "encoder/_embedding_layer",
+        "encoder/positions": "encoder/_position_embedding_layer",
+        "encoder/segments": "encoder/_type_embedding_layer",
+        "encoder/norm": "encoder/_embedding_norm_layer",
+        f"{BLOCK}/attention/query": f"{_BLOCK}/_attention_layer/_query_dense",
+        f"{BLOCK}/attention/key": f"{_BLOCK}/_attention_layer/_key_dense",
+        f"{BLOCK}/attention/value": f"{_BLOCK}/_attention_layer/_value_dense",
+        f"{BLOCK}/attention/output": f"{_BLOCK}/_attention_layer/_output_dense",
+        f"{BLOCK}/attention_norm": f"{_BLOCK}/_attention_layer_norm",
+        f"{BLOCK}/feed_forward/inner": f"{_BLOCK}/_intermediate_dense",
+        f"{BLOCK}/feed_forward/outer": f"{_BLOCK}/_output_dense",
+        f"{BLOCK}/feed_forward_norm": f"{_BLOCK}/_output_layer_norm",
+        "head/pooler/dense": POOLER,
+        "head/masked_lm": "masked_lm",
+        "head/masked_lm/transform": "masked_lm/dense",
+        "head/masked_lm/norm": "masked_lm/layer_norm",
+        "head/next_sentence": "classification_heads/0/out_proj",
+    },
+    {name: f"/{name}" for name in ("kernel", "bias", "gamma", "beta", "embeddings")},
+    SPLIT_HEADS,
+)
 
 
 def read(path: Path) -> Contents:

@@ -25,8 +25,9 @@ from keras_bert.formats.settings import (
     write_json,
     write_vocabulary,
 )
-from keras_bert.formats.table import Row, Stored, as_named_by, same, to_theirs, transpose
+from keras_bert.formats.table import ORIGINAL, Stored, Transform, rows, same, to_theirs, transpose
 from keras_bert.formats.torch_file import read_torch
+from keras_bert.rules import Rules
 
 CONFIG_FILE, TOKENIZER_FILE, TORCH_FILE = "config.json", "tokenizer_config.json", "pytorch_model.bin"
 GELU, FLAVOUR = "gelu", "hf"
@@ -40,15 +41,11 @@ TOKENIZER_ONLY: dict[str, tuple[Any, ...]] = {
 """Keys of the tokenizer that change ids, and the values that ours computes."""
 
 
-def _dense(ours: str, theirs: str) -> list[Row]:
-    return [(f"{ours}/kernel", f"{theirs}.weight", transpose), (f"{ours}/bias", f"{theirs}.bias", same)]
-
-
-TABLE = as_named_by(".", "encoder.layer.{i}", "weight", ("weight", "bias"), transpose, ".weight") | {
-    "next_sentence": _dense("head/next_sentence", "cls.seq_relationship"),
-    "logits": _dense("head/logits", "classifier"),
-    "span": _dense("head/logits", "qa_outputs"),
-}
+_LAYERS = {ours: theirs.replace("layer_{i}", "layer/{i}").replace("/", ".") for ours, theirs in ORIGINAL.items()}
+_ENDS = {"kernel": ".weight", "bias": ".bias", "gamma": ".weight", "beta": ".bias", "embeddings": ".weight"}
+_TURNED: Rules[Transform] = ((r"/kernel$", transpose), (r".*", same))
+TABLE = rows(_LAYERS | {"head/next_sentence": "cls.seq_relationship", "head/logits": "classifier"}, _ENDS, _TURNED)
+TABLE["span"] = rows({"head/logits": "qa_outputs"}, _ENDS, _TURNED)["logits"]
 TABLE["masked_lm"].append(("head/masked_lm/bias", "cls.predictions.bias", same))
 
 ARCHITECTURES = {

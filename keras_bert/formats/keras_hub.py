@@ -18,7 +18,7 @@ from keras_bert.formats.containers import read_h5, write_h5
 from keras_bert.formats.format import Format
 from keras_bert.formats.settings import Contents, build, checked, numbers, read_json, text_config, write_json
 from keras_bert.formats.settings import write_vocabulary as write_pieces
-from keras_bert.formats.table import BLOCK, Row, Stored, Transform, same, split_first, split_last, to_theirs
+from keras_bert.formats.table import BLOCK, SPLIT_HEADS, Stored, rows, same, to_theirs
 from keras_bert.vocabulary import read_vocabulary
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.weights.h5", "tokenizer.json"
@@ -46,39 +46,31 @@ CLASSIFIERS = ("classify", "multilabel", "regress")
 TASKS = {"BertTextClassifier": "logits", "BertMaskedLM": "masked_lm"}
 
 
-def _dense(ours: str, theirs: str, kernel: Transform = same, bias: Transform = same) -> list[Row]:
-    return [(f"{ours}/kernel", f"{theirs}/vars/0", kernel), (f"{ours}/bias", f"{theirs}/vars/1", bias)]
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [(f"{ours}/gamma", f"{theirs}/vars/0", same), (f"{ours}/beta", f"{theirs}/vars/1", same)]
-
-
 _BLOCK, _HEAD = "layers/transformer_encoder{_i}", "task/layers/masked_lm_head"
 _ATTENTION = f"{_BLOCK}/_self_attention_layer"
-TABLE: dict[str, list[Row]] = {
-    "encoder": [
-        ("encoder/tokens/embeddings", "layers/reversible_embedding/vars/0", same),
-        ("encoder/positions/embeddings", "layers/position_embedding/vars/0", same),
-        ("encoder/segments/embeddings", "layers/embedding/vars/0", same),
-        *_norm("encoder/norm", "layers/layer_normalization"),
-        *_dense(f"{BLOCK}/attention/query", f"{_ATTENTION}/query_dense", split_last, split_last),
-        *_dense(f"{BLOCK}/attention/key", f"{_ATTENTION}/key_dense", split_last, split_last),
-        *_dense(f"{BLOCK}/attention/value", f"{_ATTENTION}/value_dense", split_last, split_last),
-        *_dense(f"{BLOCK}/attention/output", f"{_ATTENTION}/output_dense", split_first),
-        *_norm(f"{BLOCK}/attention_norm", f"{_BLOCK}/_self_attention_layer_norm"),
-        *_dense(f"{BLOCK}/feed_forward/inner", f"{_BLOCK}/_feedforward_intermediate_dense"),
-        *_dense(f"{BLOCK}/feed_forward/outer", f"{_BLOCK}/_feedforward_output_dense"),
-        *_norm(f"{BLOCK}/feed_forward_norm", f"{_BLOCK}/_feedforward_layer_norm"),
-    ],
-    "pooler": _dense("head/pooler/dense", "layers/dense"),
-    "masked_lm": [
-        *_dense("head/masked_lm/transform", f"{_HEAD}/_intermediate_dense"),
-        *_norm("head/masked_lm/norm", f"{_HEAD}/_intermediate_layer_norm"),
-        ("head/masked_lm/bias", f"{_HEAD}/vars/0", same),
-    ],
-    "logits": _dense("head/logits", "task/layers/dense"),
-}
+TABLE = rows(
+    {
+        "encoder/tokens": "layers/reversible_embedding",
+        "encoder/positions": "layers/position_embedding",
+        "encoder/segments": "layers/embedding",
+        "encoder/norm": "layers/layer_normalization",
+        f"{BLOCK}/attention/query": f"{_ATTENTION}/query_dense",
+        f"{BLOCK}/attention/key": f"{_ATTENTION}/key_dense",
+        f"{BLOCK}/attention/value": f"{_ATTENTION}/value_dense",
+        f"{BLOCK}/attention/output": f"{_ATTENTION}/output_dense",
+        f"{BLOCK}/attention_norm": f"{_BLOCK}/_self_attention_layer_norm",
+        f"{BLOCK}/feed_forward/inner": f"{_BLOCK}/_feedforward_intermediate_dense",
+        f"{BLOCK}/feed_forward/outer": f"{_BLOCK}/_feedforward_output_dense",
+        f"{BLOCK}/feed_forward_norm": f"{_BLOCK}/_feedforward_layer_norm",
+        "head/pooler/dense": "layers/dense",
+        "head/masked_lm/transform": f"{_HEAD}/_intermediate_dense",
+        "head/masked_lm/norm": f"{_HEAD}/_intermediate_layer_norm",
+        "head/logits": "task/layers/dense",
+    },
+    {"kernel": "/vars/0", "bias": "/vars/1", "gamma": "/vars/0", "beta": "/vars/1", "embeddings": "/vars/0"},
+    SPLIT_HEADS,
+)
+TABLE["masked_lm"].append(("head/masked_lm/bias", f"{_HEAD}/vars/0", same))
 """Names that begin with `task/` are in `task.weights.h5`, the others in `model.weights.h5`."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, to_dict
+from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, WindowConfig, to_dict
 from keras_bert.errors import CheckpointError
 from keras_bert.formats.containers import WEIGHTS_FILE, read_safetensors, write_safetensors
 from keras_bert.formats.format import Format
@@ -41,7 +41,7 @@ def read(path: Path) -> Contents:
     content = read_json(file)
     if content.get("schema") != SCHEMA:
         raise CheckpointError(f"{file}: schema {content.get('schema')!r}; this version reads schema {SCHEMA}")
-    unknown = sorted(set(content) - {"schema", "notes", "origins", *KINDS})
+    unknown = sorted(set(content) - {"schema", "notes", "origins", "windows", *KINDS})
     if unknown:
         raise CheckpointError(f"{file}: unknown keys {unknown}")
     configs: dict[str, Any] = {}
@@ -53,6 +53,8 @@ def read(path: Path) -> Contents:
         if not isinstance(content[name], dict):
             raise CheckpointError(f"{file}: {name} is not an object")
         configs[name] = build(kind, content[name], file)
+    if "windows" in content:
+        configs["windows"] = build(WindowConfig, objects(file, content, "windows"), file)
     configs["notes"], configs["origins"] = objects(file, content, "notes"), objects(file, content, "origins", 3)
     vocabulary = read_vocabulary(path / VOCABULARY_FILE)
     return checked(path, Contents(vocabulary=vocabulary, **configs))
@@ -69,8 +71,9 @@ def settings(contents: Contents) -> dict[str, Any]:
     """The content of `keras_bert.json`."""
     parts = {name: getattr(contents, name) for name in ("encoder", "head", "text", "data")}
     described = {name: None if value is None else to_dict(value) for name, value in parts.items()}
+    windows = {"windows": to_dict(contents.windows)} if contents.windows else {}
     origins = {"origins": contents.origins} if contents.origins else {}
-    return {"schema": SCHEMA, **described, "notes": contents.notes, **origins}
+    return {"schema": SCHEMA, **described, **windows, "notes": contents.notes, **origins}
 
 
 def write(path: Path, contents: Contents, weights: Mapping[str, np.ndarray]) -> None:

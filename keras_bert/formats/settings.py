@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, dumps, from_dict
+from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, WindowConfig, dumps, from_dict
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.vocabulary import read_vocabulary
 
@@ -85,6 +85,7 @@ class Contents:
     vocabulary: list[str]
     head: HeadConfig | None = None
     data: DataConfig | None = None
+    windows: WindowConfig | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_bert.config import EncoderConfig, HeadConfig
+from keras_bert.rules import Rules, match
 
 Shape = tuple[int, ...]
 
@@ -140,42 +141,52 @@ def entries(table: Table, part: str, encoder: EncoderConfig, head: HeadConfig | 
             yield Entry(ours.replace("{i}", str(i)), shape, name, stored, transform)
 
 
-def as_named_by(
-    dot: str, block: str, kernel: str, norm: tuple[str, str], transform: Transform, tables: str
+def rows(
+    layers: Mapping[str, str], weights: Mapping[str, str], transforms: Rules[Transform] = ((".*", same),)
 ) -> dict[str, list[Row]]:
-    """The rows of encoder and pooler where weights are named as the original did; formats differ in spelling only."""
+    """The table of a format that has the same layers as we, under other names.
 
-    def dense(ours: str, *theirs: str) -> list[Row]:
-        name = dot.join(theirs)
-        return [(f"{ours}/kernel", f"{name}{dot}{kernel}", transform), (f"{ours}/bias", f"{name}{dot}bias", same)]
+    Args:
+        layers: our layer -> theirs; a part without layers is no part of the table.
+        weights: our weight of a layer -> the end of their name.
+        transforms: rules over our paths.
+    """
+    table: dict[str, list[Row]] = {}
+    for part, paths in PARTS.items():
+        for path in paths:
+            layer, _, weight = path.rpartition("/")
+            if layer in layers:
+                row = path, layers[layer] + weights[weight], match(transforms, path)
+                table.setdefault(part, []).append(row)
+    return table
 
-    def layer_norm(ours: str, *theirs: str) -> list[Row]:
-        name = dot.join((*theirs, "LayerNorm"))
-        return [
-            (f"{ours}/{our}", f"{name}{dot}{their}", same) for our, their in zip(("gamma", "beta"), norm, strict=True)
-        ]
 
-    return {
-        "encoder": [
-            ("encoder/tokens/embeddings", f"embeddings{dot}word_embeddings{tables}", same),
-            ("encoder/positions/embeddings", f"embeddings{dot}position_embeddings{tables}", same),
-            ("encoder/segments/embeddings", f"embeddings{dot}token_type_embeddings{tables}", same),
-            *layer_norm("encoder/norm", "embeddings"),
-            *dense(f"{BLOCK}/attention/query", block, "attention", "self", "query"),
-            *dense(f"{BLOCK}/attention/key", block, "attention", "self", "key"),
-            *dense(f"{BLOCK}/attention/value", block, "attention", "self", "value"),
-            *dense(f"{BLOCK}/attention/output", block, "attention", "output", "dense"),
-            *layer_norm(f"{BLOCK}/attention_norm", block, "attention", "output"),
-            *dense(f"{BLOCK}/feed_forward/inner", block, "intermediate", "dense"),
-            *dense(f"{BLOCK}/feed_forward/outer", block, "output", "dense"),
-            *layer_norm(f"{BLOCK}/feed_forward_norm", block, "output"),
-        ],
-        "pooler": dense("head/pooler/dense", "pooler", "dense"),
-        "masked_lm": [
-            *dense("head/masked_lm/transform", "cls", "predictions", "transform", "dense"),
-            *layer_norm("head/masked_lm/norm", "cls", "predictions", "transform"),
-        ],
-    }
+_BLOCK = "encoder/layer_{i}"
+ORIGINAL = {
+    "encoder/tokens": "embeddings/word_embeddings",
+    "encoder/positions": "embeddings/position_embeddings",
+    "encoder/segments": "embeddings/token_type_embeddings",
+    "encoder/norm": "embeddings/LayerNorm",
+    f"{BLOCK}/attention/query": f"{_BLOCK}/attention/self/query",
+    f"{BLOCK}/attention/key": f"{_BLOCK}/attention/self/key",
+    f"{BLOCK}/attention/value": f"{_BLOCK}/attention/self/value",
+    f"{BLOCK}/attention/output": f"{_BLOCK}/attention/output/dense",
+    f"{BLOCK}/attention_norm": f"{_BLOCK}/attention/output/LayerNorm",
+    f"{BLOCK}/feed_forward/inner": f"{_BLOCK}/intermediate/dense",
+    f"{BLOCK}/feed_forward/outer": f"{_BLOCK}/output/dense",
+    f"{BLOCK}/feed_forward_norm": f"{_BLOCK}/output/LayerNorm",
+    "head/pooler/dense": "pooler/dense",
+    "head/masked_lm/transform": "cls/predictions/transform/dense",
+    "head/masked_lm/norm": "cls/predictions/transform/LayerNorm",
+}
+"""Our layers as google-research/bert names them; Hugging Face took the names over."""
+
+SPLIT_HEADS: Rules[Transform] = (
+    (r"attention/(query|key|value)/", split_last),
+    (r"attention/output/kernel", split_first),
+    (r".*", same),
+)
+"""How Keras' attention layers store what are plain matrices elsewhere."""
 
 
 def to_theirs(table: Table, weights: Mapping[str, np.ndarray], contents: Any) -> dict[str, np.ndarray]:

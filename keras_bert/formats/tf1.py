@@ -21,7 +21,7 @@ from keras_bert.formats.settings import (
     write_json,
     write_vocabulary,
 )
-from keras_bert.formats.table import Row, Stored, as_named_by, same, to_theirs, transpose
+from keras_bert.formats.table import ORIGINAL, Row, Stored, rows, same, to_theirs, transpose
 
 CONFIG_FILE, PREFIX = "bert_config.json", "bert_model.ckpt"
 GELU = "gelu_tanh"
@@ -39,7 +39,7 @@ def classifier(name: str) -> list[Row]:
     ]
 
 
-TABLE = as_named_by("/", "encoder/layer_{i}", "kernel", ("gamma", "beta"), same, "") | {
+TABLE = rows(ORIGINAL, {name: f"/{name}" for name in ("kernel", "bias", "gamma", "beta")} | {"embeddings": ""}) | {
     "next_sentence": [
         ("head/next_sentence/kernel", "cls/seq_relationship/output_weights", transpose),
         ("head/next_sentence/bias", "cls/seq_relationship/output_bias", same),

@@ -9,6 +9,7 @@ lone surrogate escape) is refused here, where TF Serving lets raw bytes through.
 import base64
 import json
 import math
+import re
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any, NoReturn
@@ -21,6 +22,8 @@ _JSON_TYPES = ("object", "bool", "float32", "float64", *_INT_TYPES)  # and float
 _DECIMAL_WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _MAX_RANK = 64  # NumPy's own limit
 _MAX_QUOTE = 200
+_MAX_DEEP = 2 * 2**20  # characters that are read without recursion: some seconds
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class RequestError(Exception):
@@ -35,22 +38,74 @@ def parse_document(body: bytes) -> dict[str, Any]:
     """Reads the JSON object at the start of a request body; bytes after it are ignored.
 
     Raises:
-        RequestError: the body is empty, not JSON, nested too deeply, or not an object.
+        RequestError: the body is empty, not JSON, not an object, or large and nested thousands of levels deep.
     """
     text = body.decode("utf-8", "surrogateescape").removeprefix("\ufeff").lstrip(" \t\r\n")
     if not text:
         raise RequestError("JSON Parse error: The document is empty")
     try:
-        document, _ = json.JSONDecoder().raw_decode(text)
+        try:
+            document, _ = json.JSONDecoder().raw_decode(text)
+        except RecursionError:
+            if len(text) > _MAX_DEEP:
+                raise RequestError("JSON Parse error: The document is nested too deeply.") from None
+            document = _parse_deep(text)
     except json.JSONDecodeError as error:
         raise RequestError(f"JSON Parse error: Invalid value. at offset: {error.pos}") from None
     except ValueError:  # an integer with more digits than Python converts
         raise RequestError("JSON Parse error: Number too big to be stored in double.") from None
-    except RecursionError:
-        raise RequestError("JSON Parse error: The document is nested too deeply.") from None
     if not isinstance(document, dict):
-        raise RequestError(f"JSON Value: {_quote(document)} Is not object")
+        raise RequestError(f"JSON Value: {quote(document)} Is not object")
     return document
+
+
+def _parse_deep(text: str) -> Any:
+    """The JSON value at the start of `text`, read without recursion; slow, so only for what nests deeply.
+
+    Raises:
+        json.JSONDecodeError: there is none.
+    """
+    decoder, position = json.JSONDecoder(), 0
+    root: list = []
+    open_ones: list[list | dict] = [root]  # the containers that are not closed,
+    keys = [""]  # and the last key of each
+    while not root or len(open_ones) > 1:
+        position = _SPACE.match(text, position).end()  # type: ignore[union-attr]  # it matches anywhere
+        sign, inner = text[position : position + 1], open_ones[-1]
+        if sign and sign in "]}" and len(open_ones) > 1 and sign == ("]" if isinstance(inner, list) else "}"):
+            open_ones.pop()
+            keys.pop()
+            position += 1
+            continue
+        if inner is not root and inner:
+            position = _skip(text, position, ",")
+        if isinstance(inner, dict):
+            if text[position : position + 1] != '"':
+                raise json.JSONDecodeError("Missing a name for object member", text, position)
+            keys[-1], position = decoder.raw_decode(text, position)
+            position = _skip(text, position, ":")
+        value: Any
+        if text[position : position + 1] in ("[", "{"):
+            value = [] if text[position] == "[" else {}
+            position += 1
+        else:
+            value, position = decoder.raw_decode(text, position)
+        if isinstance(inner, dict):
+            inner[keys[-1]] = value
+        else:
+            inner.append(value)
+        if isinstance(value, list | dict):
+            open_ones.append(value)
+            keys.append("")
+    return root[0]
+
+
+def _skip(text: str, position: int, sign: str) -> int:
+    """The place of the next value after `sign`, which must come next."""
+    position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
+    if text[position : position + 1] != sign:
+        raise json.JSONDecodeError(f"Expecting {sign!r}", text, position)
+    return _SPACE.match(text, position + 1).end()  # type: ignore[union-attr]
 
 
 def signature_name(document: Mapping[str, Any]) -> str:
@@ -62,7 +117,7 @@ def signature_name(document: Mapping[str, Any]) -> str:
     name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise RequestError(
-            f"JSON Value: {_quote(document)} not formatted correctly. 'signature_name' key must be a string value."
+            f"JSON Value: {quote(document)} not formatted correctly. 'signature_name' key must be a string value."
         )
     return name or "serving_default"
 
@@ -82,15 +137,15 @@ def read_inputs(document: Mapping[str, Any], dtypes: Mapping[str, np.dtype]) -> 
     """
     if "instances" in document and "inputs" in document:
         raise RequestError(
-            f"JSON Value: {_quote(document)} Not formatted correctly expecting only one of "
+            f"JSON Value: {quote(document)} Not formatted correctly expecting only one of "
             "'inputs' or 'instances' keys to exist"
         )
     if "instances" in document:
         rows = document["instances"]
         if not isinstance(rows, list):
-            raise RequestError(f"JSON Value: {_quote(document)} Excepting 'instances' to be an list/array")
+            raise RequestError(f"JSON Value: {quote(document)} Excepting 'instances' to be an list/array")
         if not rows:
-            raise RequestError(f"JSON Value: {_quote(document)} No values in 'instances' array")
+            raise RequestError(f"JSON Value: {quote(document)} No values in 'instances' array")
         return _read_rows(rows, dtypes), True
     if "inputs" in document:
         return _read_columns(document["inputs"], dtypes), False
@@ -150,7 +205,7 @@ def _read_rows(rows: list, dtypes: Mapping[str, np.dtype]) -> dict[str, np.ndarr
             leaves[name] += values
         if named and row.keys() != dtypes.keys():
             raise RequestError(
-                f"Failed to process element: {index} of 'instances' list. JSON object: {_quote(row)} "
+                f"Failed to process element: {index} of 'instances' list. JSON object: {quote(row)} "
                 f"keys must be equal to: {','.join(sorted(dtypes))}"
             )
     return {name: _to_array(leaves[name], [len(rows), *shapes[name]], dtypes[name]) for name in dtypes}
@@ -182,13 +237,13 @@ def _flatten(value: Any, name: str, dtypes: Mapping[str, np.dtype]) -> tuple[lis
         shape.append(len(first))
         first = first[0] if first else None
     if len(shape) >= _MAX_RANK:  # one more is needed for the rows
-        raise RequestError(f"JSON Value: {_quote(value)} has {len(shape)} nested lists, too many for a tensor")
+        raise RequestError(f"JSON Value: {quote(value)} has {len(shape)} nested lists, too many for a tensor")
     leaves = [value]
     for level, size in enumerate(shape):
         for item in leaves:
             if not isinstance(item, list):
                 raise RequestError(
-                    f"JSON Value: {_quote(item)} found at incorrect level: {level + 1} in the JSON DOM. "
+                    f"JSON Value: {quote(item)} found at incorrect level: {level + 1} in the JSON DOM. "
                     f"Expected at level: {len(shape)}"
                 )
             if len(item) != size:
@@ -214,7 +269,7 @@ def _check_leaves(leaves: list, dtype: np.dtype) -> list:
     if dtype.name not in _JSON_TYPES:
         raise RequestError(f"Conversion of JSON Value to type: {_tf_name(dtype)}", status=501)
     if dtype.kind == "O":
-        return [_to_bytes(leaf) for leaf in leaves]
+        return [to_bytes(leaf) for leaf in leaves]
     wanted = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))  # exact: a bool is no number
     low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.name in _INT_TYPES else (-np.inf, np.inf)
     for leaf in leaves:
@@ -223,15 +278,15 @@ def _check_leaves(leaves: list, dtype: np.dtype) -> list:
     return leaves
 
 
-def _to_bytes(leaf: Any) -> bytes:
-    if _is_base64(leaf):
+def to_bytes(leaf: Any) -> bytes:
+    if is_base64(leaf):
         encoded = leaf["b64"]
         try:
             return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
         except ValueError:
             raise RequestError("Unable to base64 decode") from None
     if isinstance(leaf, dict):
-        raise RequestError(f"JSON Value: {_quote(leaf)} not formatted correctly for base64 data")
+        raise RequestError(f"JSON Value: {quote(leaf)} not formatted correctly for base64 data")
     if not isinstance(leaf, str):
         _refuse_type(leaf, np.dtype(object))
     try:
@@ -270,7 +325,7 @@ def _tensor_json(name: str, array: np.ndarray, levels: int) -> list[str]:
         decoded = (item.decode("utf-8", "surrogateescape") for item in flat)
         texts = [json.dumps(item, ensure_ascii=False) for item in decoded]
     elif array.dtype.kind == "f":
-        texts = _decimals(flat)
+        texts = decimals(flat)
     else:
         texts = [json.dumps(item) for item in flat.tolist()]
     for level in range(array.ndim - 1, levels - 1, -1):
@@ -279,7 +334,7 @@ def _tensor_json(name: str, array: np.ndarray, levels: int) -> list[str]:
     return texts
 
 
-def _decimals(flat: np.ndarray) -> list[str]:
+def decimals(flat: np.ndarray) -> list[str]:
     """Six digits where they read back as the same number, else as many as that takes."""
     texts = [f"{item:.6g}" for item in flat.tolist()]
     for index in np.flatnonzero(np.array(texts, flat.dtype) != flat):
@@ -291,12 +346,12 @@ def _object_json(names: list[str], values: Any) -> str:
     return "{" + ", ".join(f"{json.dumps(n)}: {v}" for n, v in zip(names, values, strict=True)) + "}"
 
 
-def _is_base64(value: Any) -> bool:
+def is_base64(value: Any) -> bool:
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
 def _is_named(value: Any) -> bool:
-    return isinstance(value, dict) and not _is_base64(value)
+    return isinstance(value, dict) and not is_base64(value)
 
 
 def _tf_name(dtype: np.dtype) -> str:
@@ -306,10 +361,10 @@ def _tf_name(dtype: np.dtype) -> str:
 def _refuse_type(leaf: Any, dtype: np.dtype) -> NoReturn:
     kinds = {"NoneType": "Null", "bool": str(leaf), "dict": "Object", "list": "Array", "str": "String"}
     kind = kinds.get(type(leaf).__name__, "Number")
-    raise RequestError(f"JSON Value: {_quote(leaf)} Type: {kind} is not of expected type: {_tf_name(dtype)}")
+    raise RequestError(f"JSON Value: {quote(leaf)} Type: {kind} is not of expected type: {_tf_name(dtype)}")
 
 
-def _quote(value: Any) -> str:
+def quote(value: Any) -> str:
     """The value as JSON for an error message, cut to a readable length."""
     try:
         text = json.dumps(value, ensure_ascii=False)

@@ -53,10 +53,39 @@ def test_j1_nested_integers_become_a_matrix():
     np.testing.assert_array_equal(x, [[1, 2], [3, 4], [5, 6]])
 
 
-def test_j2_j3_deep_nesting_is_refused_and_does_not_crash():
-    deep = "[" * 500_000 + "]" * 500_000
-    assert "too deeply" in refusal(f'{{"other": {deep}, "instances": [1]}}', x="int")
-    assert "too deeply" in refusal(f'{{"signature_name": {deep}, "instances": [1]}}', x="int")
+DEEP = "[" * 500_000 + "]" * 500_000
+DEEPER = "[" * 5_000 + "]" * 5_000  # than Python's own reader goes
+
+
+def test_j2_deep_nesting_under_a_key_that_nobody_reads_is_accepted():
+    assert read(f'{{"other": {DEEP}, "instances": [1]}}', x="int")["x"].tolist() == [1]
+
+
+def test_j3_a_deeply_nested_signature_name_is_refused():
+    with pytest.raises(RequestError, match="'signature_name' key must be a string value"):
+        signature_name(parse_document(f'{{"signature_name": {DEEP}}}'.encode()))
+
+
+def test_a_large_document_that_nests_deeply_is_refused():
+    assert "too deeply" in refusal(f'{{"other": {DEEPER}, "more": "{"x" * 2**21}"}}', x="int")
+
+
+@pytest.mark.parametrize(
+    "inner",
+    ['{"a": [1, -2.5e3, "x\\"]}"], "b": {}, "c": []}', "[ ]", '[ 1 ,\n{ "a" : null } , true, NaN]', '"x"', "{}"],
+)
+def test_deeply_nested_documents_are_read_like_others(inner):
+    wanted = json.loads(inner)
+    found = parse_document(f'{{"x": {inner}, "deep": {DEEPER}, "last": {inner}}} rest'.encode())
+    assert list(found) == ["x", "deep", "last"]
+    np.testing.assert_equal([found["x"], found["last"]], [wanted, wanted])
+
+
+@pytest.mark.parametrize(
+    "inner", ["[1,]", "[1 2]", '{"a" 1}', "{1: 2}", '{"a": 1,}', "[1}", "]", "", "{[]: 1}", "[nul]"]
+)
+def test_deeply_nested_documents_that_are_broken_are_refused(inner):
+    assert "Invalid value" in refusal(f'{{"deep": {DEEPER}, "x": {inner}}}', x="int")
 
 
 @pytest.mark.parametrize("depth", [64, 65, 900])

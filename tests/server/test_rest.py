@@ -1,118 +1,22 @@
-"""The stand-in server in a process of its own, spoken to over real HTTP."""
+"""The stand-in server in a process of its own, spoken to over real HTTP: TensorFlow Serving's golden cases and more."""
 
 import gzip
 import importlib
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.client import HTTPConnection
-from typing import NamedTuple
 
 import pytest
+from servers import running, save_half_plus_two, save_pairs
 
 import keras_bert.server
 from keras_bert.errors import CheckpointError, ConfigError
-
-SERVE = "import sys, json; from keras_bert.server import serve; serve(json.loads(sys.argv[1]), port=0)"
-
-
-def save_half_plus_two(directory):
-    import tensorflow as tf
-
-    class HalfPlusTwo(tf.Module):
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
-        def half_plus_two(self, x):
-            return {"y": 0.5 * x + 2.0}
-
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
-        def below_ten(self, x):
-            tf.debugging.assert_less(x, 10.0, message="x must be below 10")
-            return {"y": tf.identity(x)}
-
-    module = HalfPlusTwo()
-    signatures = {"serving_default": module.half_plus_two, "below_ten": module.below_ten}
-    tf.saved_model.save(module, str(directory), signatures=signatures)
-
-
-def save_pairs(directory):
-    import tensorflow as tf
-
-    text = tf.TensorSpec([None], tf.string, name="text")
-    other = tf.TensorSpec([None], tf.string, name="other")
-
-    class Pairs(tf.Module):
-        @tf.function(input_signature=[text, other])
-        def compare(self, text, other):
-            joined = tf.strings.join([text, other], "|")
-            return {
-                "joined": joined,
-                "joined_bytes": joined,
-                "lengths": tf.stack([tf.strings.length(text), tf.strings.length(other)], axis=1),
-                "same": text == other,
-            }
-
-        @tf.function(input_signature=[text])
-        def constant(self, text):
-            return {"text": text, "labels": tf.constant(["no", "yes", "maybe"])}
-
-    module = Pairs()
-    signatures = {"serving_default": module.compare, "constant": module.constant}
-    tf.saved_model.save(module, str(directory), signatures=signatures)
-
-
-class Server(NamedTuple):
-    port: int
-    lines: list[str]
-    process: subprocess.Popen
-
-    def send(self, method, path, body=None, headers=None):
-        """The status, the content type and the body of the answer to one request."""
-        url = f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(url, data=body, method=method, headers=headers or {})
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, answer.headers["Content-Type"], answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.headers["Content-Type"], error.read()
-
-    def get(self, path):
-        status, content_type, body = self.send("GET", path)
-        assert (status, content_type) == (200, "application/json")
-        return json.loads(body)
-
-    def predict(self, document, path="/v1/models/half:predict", **headers):
-        status, content_type, body = self.send("POST", path, json.dumps(document).encode(), headers)
-        assert (status, content_type) == (200, "application/json"), body
-        return json.loads(body)
-
-    def refusal(self, method, path, body=None):
-        """The status and the message of a refusal."""
-        status, content_type, answer = self.send(method, path, body)
-        assert content_type == "application/json"
-        document = json.loads(answer)
-        assert document.keys() == {"error"}
-        return status, document["error"]
-
-
-@contextmanager
-def running(models):
-    """A server in its own process, which does not outlive the block."""
-    command = [sys.executable, "-c", SERVE, json.dumps(models)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            lines = [process.stdout.readline().rstrip("\n") for _ in models]
-            port = re.search(r":(\d+)/", lines[0])
-            assert port, f"no address in {lines}"
-            yield Server(int(port[1]), lines, process)
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -122,22 +26,32 @@ def models(tmp_path_factory):
     save_pairs(base / "pairs" / "0007")
     (base / "half" / "99").mkdir()  # older: never looked at
     (base / "half" / "tmp-124").mkdir()  # an export in progress
-    return {"half": str(base / "half"), "pairs": str(base / "pairs")}
+    (base / "models.config").write_text(
+        f'''model_config_list {{
+            config {{
+                name: "half" base_path: "{base}/half" model_platform: "tensorflow"
+                version_labels {{ key: "stable label" value: 123 }}
+                version_labels {{ key: "future" value: 124 }}
+            }}
+            config {{ name: "pairs" base_path: "{base}/pairs" model_version_policy {{ all {{}} }} }}
+        }}'''
+    )
+    return base
 
 
 @pytest.fixture(scope="module")
 def server(models):
-    with running(models) as started:
+    with running(models / "models.config", 2) as started:
         yield started
 
 
 def test_it_says_what_it_serves_and_where(server):
     assert server.port > 0
     address = f"http://127.0.0.1:{server.port}/v1/models"
-    assert server.lines == [
+    assert server.lines == (
         f"serving half version 123 on {address}/half",
         f"serving pairs version 7 on {address}/pairs",
-    ]
+    )
 
 
 # --- predict ---
@@ -148,8 +62,9 @@ def test_h1_rows_of_lists(server):
     assert answer == {"predictions": [[2.5, 3.0], [3.5, 4.0]]}
 
 
-def test_h2_a_version_in_the_path(server):
-    answer = server.predict({"instances": [1.0, 2.0]}, "/v1/models/half/versions/123:predict")
+@pytest.mark.parametrize("which", ["versions/123", "labels/stable%20label"])
+def test_h2_a_version_or_label_in_the_path(server, which):
+    answer = server.predict({"instances": [1.0, 2.0]}, f"/v1/models/half/{which}:predict")
     assert answer == {"predictions": [2.5, 3.0]}
 
 
@@ -256,21 +171,21 @@ def test_many_rows_in_one_request(server):
 # --- status and metadata ---
 
 
-@pytest.mark.parametrize("path", ["/v1/models/half", "/v1/models/half/versions/123", "/v1/models/h%61lf"])
+@pytest.mark.parametrize("path", ["half", "half/versions/123", "half/labels/stable%20label", "h%61lf"])
 def test_h6_status(server, path):
-    assert server.get(path) == {
+    assert server.get(f"/v1/models/{path}") == {
         "model_version_status": [
             {"version": "123", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
         ]
     }
 
 
-@pytest.mark.parametrize("path", ["/v1/models/half/metadata", "/v1/models/half/versions/123/metadata"])
+@pytest.mark.parametrize("path", ["half", "half/versions/123", "half/labels/stable%20label"])
 def test_h7_metadata(server, path):
-    answer = server.get(path)
+    answer = server.get(f"/v1/models/{path}/metadata")
     assert answer["model_spec"] == {"name": "half", "signature_name": "", "version": "123"}
     signatures = answer["metadata"]["signature_def"]["signature_def"]
-    assert signatures.keys() == {"serving_default", "below_ten", "__saved_model_init_op"}
+    assert {"serving_default", "classify_x_to_y", "regress_x_to_y", "__saved_model_init_op"} < signatures.keys()
     shape = {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
     default = signatures["serving_default"]
     assert default["inputs"] == {"x": {"dtype": "DT_FLOAT", "tensor_shape": shape, "name": "serving_default_x:0"}}
@@ -342,10 +257,12 @@ def test_h10_status_and_metadata_of_an_unknown_model_or_version(server, path, en
     assert path.split("/")[0] in message
 
 
-def test_h11_labels_are_unknown(server):
-    for method, path in [("GET", "/v1/models/half/labels/a"), ("POST", "/v1/models/half/labels/a:predict")]:
+@pytest.mark.parametrize("label", ["a", "future"])
+def test_h11_unknown_labels_and_labels_of_versions_that_are_not_loaded(server, label):
+    for method, end in [("GET", ""), ("GET", "/metadata"), ("POST", ":predict")]:
         body = b"{}" if method == "POST" else None
-        assert server.refusal(method, path, body) == (400, "Unrecognized servable version label: a")
+        refusal = server.refusal(method, f"/v1/models/half/labels/{label}{end}", body)
+        assert refusal == (400, f"Unrecognized servable version label: {label}")
 
 
 @pytest.mark.parametrize(
@@ -353,7 +270,7 @@ def test_h11_labels_are_unknown(server):
     [
         (b"", "JSON Parse error: The document is empty"),
         (b"instances = [1, 2]", "JSON Parse error: Invalid value"),
-        (b'{"instances": ' + b"[" * 500_000, "nested too deeply"),
+        (b'{"instances": ' + b"[" * 500_000, "Invalid value"),
         (b'{"instances": ["x", "y"]}', "not of expected type: float"),
         (b'{"instances": [1.0, "y"]}', "Failed to process element: 1 of 'instances' list"),
         (b'{"signature_name": 100, "instances": [1]}', "'signature_name' key must be a string value."),
@@ -379,23 +296,143 @@ def test_a_failing_operation_answers_with_its_own_message(server):
     assert server.predict({"signature_name": "below_ten", "inputs": [1.0]}) == {"outputs": [1.0]}
 
 
-@pytest.mark.parametrize("action", ["classify", "regress"])
-def test_classify_and_regress_are_not_implemented(server, action):
-    status, message = server.refusal("POST", f"/v1/models/half:{action}", b'{"examples": [{"x": 1.0}]}')
-    assert status == 501
-    assert "not implemented" in message
+# --- classify and regress ---
+
+
+def post(server, action, document):
+    status, _, body = server.send("POST", f"/v1/models/half:{action}", json.dumps(document).encode())
+    return status, json.loads(body)
+
+
+def test_h4_s2_regress(server):
+    document = {"signature_name": "regress_x_to_y", "examples": [{"x": 80.0}, {"x": [2.0]}]}
+    assert post(server, "regress", document) == (200, {"results": [42, 3.0]})
+
+
+def test_h5_s2_classify(server):
+    document = {"signature_name": "classify_x_to_y", "examples": [{"x": 20.0}, {"x": 2.0}]}
+    assert post(server, "classify", document) == (200, {"results": [[["", 12]], [["", 3.0]]]})
+
+
+def test_classes_and_scores_go_together_and_the_context_fills_in(server):
+    document = {"signature_name": "classify_named", "context": {"x": 1.5}, "examples": [{}, {"x": -2.0}]}
+    assert post(server, "classify", document) == (
+        200,
+        {"results": [[["above", 1.5], ["below", -1.5]], [["below", -2.0], ["above", 2.0]]]},
+    )
+
+
+@pytest.mark.parametrize(
+    ("action", "document", "message"),
+    [
+        ("classify", {"examples": [{"x": 1.0}]}, "a string tensor named inputs"),
+        ("regress", {"signature_name": "classify_x_to_y", "examples": [{}]}, "No regression outputs found"),
+        ("classify", {"signature_name": "regress_x_to_y", "examples": [{}]}, 'at least one of "classes" or "scores"'),
+        ("classify", {"signature_name": "a", "examples": [{}]}, "No signature was found with the name: a"),
+        ("classify", {"signature_name": "classify_x_to_y"}, "key 'examples' is expected and was not found"),
+        ("classify", {"signature_name": "classify_x_to_y", "examples": {}}, "to be an list/array"),
+        ("classify", {"signature_name": "classify_x_to_y", "examples": []}, "'examples' value is an empty array"),
+        (
+            "classify",
+            {"signature_name": "classify_x_to_y", "examples": [[1]]},
+            "must be JSON object but got JSON Array",
+        ),
+        ("regress", {"signature_name": "regress_x_to_y", "examples": [{"y": 1.0}]}, "x"),
+    ],
+)
+def test_examples_that_do_not_fit_are_refused(server, action, document, message):
+    status, answer = post(server, action, document)
+    assert status == 400
+    assert message in answer["error"]
+
+
+# --- odd requests, S3 and S4 ---
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (json.dumps({"signature_name": "constant", "inputs": ["x" * 10_000_000]}).encode(), 200),
+        (b'{"signature_name": "constant", "inputs": ["a"], "inputs": ["b"]}', 200),
+        (rb'{"signature_name": "constant", "inputs": ["\ud800"]}', 400),
+        (b'{"signature_name": "constant", "inputs": [NaN]}', 400),
+        (b'{"signature_name": "constant", "inputs": ["\xff"]}', 400),
+        (b'{"signature_name": "constant", "inputs": ["a"], "deep": ' + b"[" * 500_000 + b"]" * 500_000 + b"}", 200),
+        (b"[" * 500_000, 400),
+        (b"\x00" * 1000, 400),
+    ],
+    ids=["10 MB", "twice", "surrogate", "nan", "bytes", "deep", "open", "zeros"],
+)
+def test_s3_bodies_that_are_strange_do_no_harm(server, body, status):
+    assert server.send("POST", "/v1/models/pairs:predict", body)[0] == status
+    assert server.predict({"instances": [2.0]}) == {"predictions": [3.0]}
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "nonsense"])
+def test_s4_the_content_type_does_not_matter(server, content_type):
+    assert server.predict({"instances": [2.0]}, **{"Content-Type": content_type}) == {"predictions": [3.0]}
+
+
+def test_s4_a_slow_client_and_a_half_closed_socket_get_their_answer(server):
+    body = b'{"instances": [2.0]}'
+    head = b"POST /v1/models/half:predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        for piece in (head % len(body), body[:5], body[5:]):
+            connection.sendall(piece)
+            time.sleep(0.05)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"3.0" in answer
+
+
+def test_s4_a_client_that_goes_away_does_no_harm(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(b"POST /v1/models/half:predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+    assert server.predict({"instances": [2.0]}) == {"predictions": [3.0]}
+
+
+# --- metrics ---
+
+
+def test_metrics_have_the_names_of_tensorflow_serving(server):
+    server.predict({"instances": [2.0, 3.0]})
+    server.refusal("POST", "/v1/models/nothing:predict", b"{}")
+    server.refusal("POST", "/v1/models/half:predict", b"{}")
+    found = server.metrics()
+    prefix = ":tensorflow:serving:"
+    assert found[prefix + 'request_count{model_name="half",status="OK"}'] >= 1
+    assert found[prefix + 'request_count{model_name="half",status="INVALID_ARGUMENT"}'] >= 1
+    of = 'model_name="half",API="predict",entrypoint="REST"'
+    requests = [n for name, n in found.items() if name.startswith(prefix + 'request_count{model_name="half"')]
+    latencies = [n for name, n in found.items() if name.startswith(prefix + 'request_latency_count{model_name="half"')]
+    assert sum(latencies) == sum(requests)
+    count = found[f"{prefix}request_latency_count{{{of}}}"]
+    assert found[f'{prefix}request_latency_bucket{{{of},le="+Inf"}}'] == count
+    assert found[f"{prefix}request_latency_sum{{{of}}}"] > 0
+    assert found[prefix + 'runtime_latency_count{model_name="half",API="Predict",runtime="TF2"}'] >= 1
+    assert found[prefix + 'request_example_count_total{model="half"}'] >= 2
+    assert not [name for name in found if "nothing" in name], "clients must not make up series"
 
 
 # --- starting and stopping ---
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_it_cleanly(models, number):
-    with running({"half": models["half"]}) as started:
-        assert started.predict({"instances": [2.0]}) == {"predictions": [3.0]}
+def test_s7_open_requests_are_answered_before_it_ends(models, number):
+    with running(models / "models.config", 2) as started, ThreadPoolExecutor(4) as pool:
+        start = time.monotonic()
+        started.predict({"signature_name": "slow", "inputs": [200.0]})
+        steps = round(200 * 2 / (time.monotonic() - start))  # some two seconds
+        answers = [pool.submit(started.predict, {"signature_name": "slow", "inputs": [steps]}) for _ in range(4)]
+        time.sleep(0.5)
+        assert not any(answer.done() for answer in answers), "the test is of no use if there is nothing to drain"
         started.process.send_signal(number)
+        assert [answer.result() for answer in answers] == [{"outputs": [steps + 1.0]}] * 4
         rest, _ = started.process.communicate(timeout=60)
         assert (started.process.returncode, rest) == (0, "")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", started.port), timeout=5)
 
 
 @pytest.mark.parametrize(
@@ -426,19 +463,19 @@ def test_a_broken_saved_model_is_refused(tmp_path):
 
 def test_a_version_directory_in_place_of_the_base_is_refused(models):
     with pytest.raises(CheckpointError, match="is a SavedModel itself; give the directory that holds it"):
-        keras_bert.server.create_app({"m": models["half"] + "/123"})
+        keras_bert.server.create_app({"m": str(models / "half/123")})
 
 
 def test_models_that_no_path_can_name_are_refused(models):
     with pytest.raises(ConfigError, match="model name 'a/b'"):
-        keras_bert.server.create_app({"a/b": models["half"]})
+        keras_bert.server.create_app({"a/b": str(models / "half")})
     with pytest.raises(ConfigError, match="no model to serve"):
         keras_bert.server.create_app({})
 
 
 def test_a_port_in_use_is_refused(server, models):
     with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{server.port}"):
-        keras_bert.server.serve({"half": models["half"]}, port=server.port)
+        keras_bert.server.serve({"half": str(models / "half")}, port=server.port)
 
 
 @pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])

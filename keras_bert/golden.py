@@ -1,0 +1,202 @@
+"""Golden requests: what a model answered when it was exported, in its manifest, to be asked again anywhere.
+
+Values are kept as TensorFlow Serving's REST interface writes them, so the same cases are replayed in Python and
+against a live server.
+"""
+
+import base64
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_bert.errors import CheckpointError, DataError
+from keras_bert.files import sha256
+
+MANIFEST = "keras_bert.json"
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""How far a number may lie from what was exported, in shares of it where it is above 1: machines round differently."""
+
+Arrays = Mapping[str, np.ndarray]
+Ask = Callable[[str, Arrays], Arrays]
+"""Signature and inputs -> outputs."""
+
+
+# === Values as JSON ===
+
+
+def to_json(values: np.ndarray) -> Any:
+    """An array as nested lists; strings that are no text become `{"b64": ...}`."""
+    if values.dtype.kind == "f":
+        return [float(f"{v:.7g}") for v in values] if values.ndim == 1 else [to_json(v) for v in values]
+    if values.dtype.kind != "O":
+        return values.tolist()
+    return [_string(v) if isinstance(v, bytes) else to_json(v) for v in values]
+
+
+def _string(value: bytes) -> Any:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(value).decode("ascii")}
+
+
+def from_json(values: Any, dtype: str) -> np.ndarray:
+    """Nested lists as an array of a TensorFlow type; strings become bytes."""
+    if dtype != "string":
+        return np.array(values, dtype)
+
+    def to_bytes(value: Any) -> Any:
+        if isinstance(value, list):
+            return [to_bytes(v) for v in value]
+        return base64.b64decode(value["b64"]) if isinstance(value, dict) else value.encode("utf-8")
+
+    return np.array(to_bytes(values), object)
+
+
+# === Comparing ===
+
+
+def difference(found: Arrays, wanted: Arrays, tolerance: float) -> float:
+    """How far answers lie apart; labels that are sorted by score may change places where their scores are equal.
+
+    Raises:
+        DataError: they are not equal within `tolerance`; the message names the output and the row.
+    """
+    if set(found) != set(wanted):
+        raise DataError(f"outputs are {sorted(found)}, not {sorted(wanted)}")
+    for name, value in wanted.items():
+        if found[name].shape != value.shape:
+            raise DataError(f"{name} is of shape {found[name].shape}, not {value.shape}")
+    found, wanted, worst = _in_order_of_labels(found), _in_order_of_labels(wanted), 0.0
+    for name, value in wanted.items():
+        if value.dtype.kind == "f":
+            apart = np.abs(found[name].astype(np.float64) - value) / np.maximum(1, np.abs(value))
+            wrong = ~(apart <= tolerance)  # also where it is no number
+            worst = max(worst, float(apart.max(initial=0)))
+        else:
+            wrong = found[name] != value
+            if name == "label":
+                wrong = wrong & ~_as_good(found, wanted, tolerance)
+        if wrong.any():
+            row = int(np.argwhere(wrong)[0][0])
+            raise DataError(f"{name} of row {row} is {found[name][row]!r}, not {value[row]!r}")
+    return worst
+
+
+def _in_order_of_labels(outputs: Arrays) -> Arrays:
+    for key in ("labels", "classes"):
+        if key in outputs:
+            order = np.argsort(outputs[key], axis=1)
+            shape = outputs[key].shape
+            return {k: np.take_along_axis(v, order, 1) if v.shape == shape else v for k, v in outputs.items()}
+    return outputs
+
+
+def _as_good(found: Arrays, wanted: Arrays, tolerance: float) -> np.ndarray:
+    """Rows whose other best label had, within the tolerance, the score of the best."""
+    chosen = wanted["labels"] == found["label"][:, np.newaxis]
+    return np.max(np.where(chosen, wanted["scores"], -np.inf), axis=1) >= wanted["score"] - 2 * tolerance
+
+
+# === Replaying ===
+
+
+def case(signature: str, inputs: Arrays, outputs: Arrays) -> dict[str, Any]:
+    """A golden request as the manifest holds it."""
+    asked, answered = ({name: to_json(value) for name, value in sorted(part.items())} for part in (inputs, outputs))
+    return {"signature": signature, "inputs": asked, "outputs": answered}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a version directory.
+
+    Raises:
+        CheckpointError: there is none, or it is broken or of another schema.
+    """
+    path = folder / "assets.extra" / MANIFEST
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); is this a version that `export` wrote?") from error
+    if not isinstance(content, dict) or content.get("schema") != 1:
+        raise CheckpointError(f"{path}: is not a manifest of schema 1; export the model again")
+    return content
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Are the files of a version those that were exported?
+
+    Raises:
+        CheckpointError: one is missing or changed.
+    """
+    for name, digest in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != digest:
+            raise CheckpointError(f"{path}: is {'changed' if path.exists() else 'missing'} since the export")
+
+
+def replay(manifest: Mapping[str, Any], ask: Ask) -> dict[str, float]:
+    """Ask every golden request again; returns how far the answers of each signature lie apart.
+
+    Raises:
+        CheckpointError: an answer is another one; the message names signature, output and row.
+    """
+    worst: dict[str, float] = {}
+    for case in manifest["golden"]:
+        name = case["signature"]
+        inputs, wanted = (
+            {
+                key: from_json(value, manifest["signatures"][name][kind][key]["dtype"])
+                for key, value in case[kind].items()
+            }
+            for kind in ("inputs", "outputs")
+        )
+        try:
+            apart = difference(ask(name, inputs), wanted, manifest["tolerance"])
+        except DataError as error:
+            raise CheckpointError(f"signature {name}: {error}") from error
+        worst[name] = max(apart, worst.get(name, 0.0))
+    return worst
+
+
+def loaded(model: Any) -> Ask:
+    """Asks a loaded SavedModel, or anything else that has `signatures`."""
+    import tensorflow as tf
+
+    def ask(name: str, inputs: Arrays) -> Arrays:
+        outputs = model.signatures[name](**{key: tf.constant(value) for key, value in inputs.items()})
+        return {key: value.numpy() for key, value in outputs.items()}
+
+    return ask
+
+
+def server(url: str, manifest: Mapping[str, Any], timeout: float = 60) -> Ask:
+    """Asks a live server over REST.
+
+    Args:
+        url: of the model, such as `http://localhost:8501/v1/models/tweets`.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ask(name: str, inputs: Arrays) -> Arrays:
+        columns = {key: to_json(value) for key, value in inputs.items()}
+        given = columns if len(columns) > 1 else next(iter(columns.values()))
+        body = json.dumps({"signature_name": name, "inputs": given}).encode("utf-8")
+        request = urllib.request.Request(f"{url}:predict", body, {"Content-Type": "application/json"})
+        try:
+            with opener.open(request, timeout=timeout) as response:
+                outputs = json.load(response)["outputs"]
+        except urllib.error.HTTPError as error:
+            raise CheckpointError(f"{url}: answers {error.code} to {name}: {error.read(300)!r}") from error
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{url}: does not answer {name} ({error})") from error
+        kinds = manifest["signatures"][name]["outputs"]
+        outputs = outputs if len(kinds) > 1 else {next(iter(kinds)): outputs}
+        return {key: from_json(value, kinds[key]["dtype"]) for key, value in outputs.items()}
+
+    return ask

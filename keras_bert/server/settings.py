@@ -1,0 +1,87 @@
+"""What is served and how: the server's flags, and TensorFlow Serving's model configuration file."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+
+from keras_bert.errors import ConfigError
+from keras_bert.protos import MODEL_CONFIG, message_types
+
+Policy = Callable[[Iterable[int]], set[int]]
+
+
+def _flag(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "choices": None})
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How requests are taken and run. Names are those of TensorFlow Serving where it has them."""
+
+    max_batch_size: int = _flag(8, "Rows of concurrent requests that run together; 1 runs each request alone.")
+    batch_timeout_micros: int = _flag(0, "How long a request may wait for others while a thread is idle.")
+    num_batch_threads: int = _flag(2, "Batches that run at the same time; each uses all cores.")
+    max_request_bytes: int = _flag(16 * 2**20, "Larger request bodies are refused with status 413.")
+    file_system_poll_wait_seconds: float = _flag(1.0, "How often to look for new and removed versions; 0: never.")
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "num_batch_threads", "max_request_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("batch_timeout_micros", "file_system_poll_wait_seconds"):
+            if not 0 <= getattr(self, name) <= 10**9:
+                raise ConfigError(f"{name} must be from 0 to 10^9, got {getattr(self, name)}")
+
+
+def latest(num_versions: int = 1) -> Policy:
+    """The largest `num_versions` of what is there."""
+    return lambda versions: set(sorted(versions)[-num_versions:])
+
+
+def specific(wanted: Iterable[int]) -> Policy:
+    """These versions, where they are there."""
+    wanted = set(wanted)
+    return lambda versions: wanted.intersection(versions)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model: the directory of its versions, which of them are served, and names for some."""
+
+    base_path: str
+    policy: Policy = dataclasses.field(default_factory=latest)
+    labels: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def read_model_config(path: str) -> dict[str, ModelConfig]:
+    """The models of a `--model_config_file`, the text form of TensorFlow Serving's ModelServerConfig.
+
+    Raises:
+        ConfigError: the file cannot be read, is not of that form, or names no model or one twice.
+    """
+    message = message_types(MODEL_CONFIG)["ModelServerConfig"]()
+    try:
+        text_format.Parse(Path(path).read_text("utf-8"), message)
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ConfigError(f"--model_config_file {path}: {error}") from error
+    models: dict[str, ModelConfig] = {}
+    for model in message.model_config_list.config:
+        if not model.name or not model.base_path or model.name in models:
+            raise ConfigError(f"--model_config_file {path}: each model needs a name of its own and a base_path")
+        labels = {label.key: label.value for label in model.version_labels}
+        models[model.name] = ModelConfig(model.base_path, _policy(model.model_version_policy), labels)
+    if not models:
+        raise ConfigError(f"--model_config_file {path}: names no model")
+    return models
+
+
+def _policy(message: Any) -> Policy:
+    if message.HasField("all"):
+        return set
+    if message.HasField("specific"):
+        return specific(message.specific.versions)
+    return latest(message.latest.num_versions or 1)

@@ -1,0 +1,72 @@
+"""`keras-bert serve`: what it says when it starts, what it refuses, and its help."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from servers import save_half_plus_two
+
+from keras_bert.__main__ import main
+
+
+def test_the_request_it_prints_works_when_pasted(tmp_path):
+    if shutil.which("curl") is None:
+        pytest.skip(reason="the printed request needs curl")
+    save_half_plus_two(tmp_path / "half model" / "1")
+    command = [sys.executable, "-m", "keras_bert", "serve", f"--export_dir={tmp_path / 'half model'}", "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            assert re.fullmatch(r"serving half model version 1 on http://127.0.0.1:\d+/v1/models/half%20model\n", line)
+            hint = next(line for line in process.stderr if line.startswith("try it: "))
+            done = subprocess.run(
+                ["bash", "-c", hint.removeprefix("try it: ")], capture_output=True, text=True, timeout=60
+            )
+            assert json.loads(done.stdout) == {"predictions": [2.5]}
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--export_dir must be given, or --model_config_file"),
+        (["--export_dir=a", "--model_config_file=b"], "--model_config_file takes the place of --export_dir"),
+        (["--model_name=a", "--model_config_file=b"], "--model_config_file takes the place of --export_dir"),
+        (["--model_config_file=missing.config"], "--model_config_file missing.config: "),
+        (["--export_dir=a", "--max_batch_size=0"], "max_batch_size must be at least 1, got 0"),
+        (["--export_dir=a", "--num_batch_threads=-1"], "num_batch_threads must be at least 1, got -1"),
+        (["--export_dir=a", "--batch_timeout_micros=-1"], "batch_timeout_micros must be from 0 to 10^9, got -1"),
+        (["--export_dir=a", "--file_system_poll_wait_seconds=nan"], "file_system_poll_wait_seconds must be from 0"),
+        (["--export_dir=a", "--max_request_bytes=ten"], "max_request_bytes"),
+        (["--export_dir=a", "--max_batchsize=8"], "max_batchsize"),
+        (["--export_dir=a", "--port=-1"], "--port must be from 0 to 65535"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_line(capsys, flags, message):
+    assert main(["serve", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("keras-bert serve: error: ")
+    assert message in line
+
+
+def test_help_names_every_flag_with_its_default(capsys):
+    assert main(["serve", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("keras-bert serve: answer REST requests from an exported model, on this machine\n")
+    for flag, default in {
+        "export_dir": "''",
+        "host": "'127.0.0.1'",
+        "port": "8501",
+        "max_batch_size": "8",
+        "batch_timeout_micros": "0",
+        "max_request_bytes": "16777216",
+        "file_system_poll_wait_seconds": "1.0",
+    }.items():
+        assert re.search(rf"^  --{flag}\n      .+ \[{re.escape(default)}\]$", text, re.M), flag
+    assert max(map(len, text.splitlines())) <= 120
