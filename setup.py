@@ -11,20 +11,29 @@ version = re.search(r'^__version__ = "(.+)"$', (here / "keras_bert/__init__.py")
 extras = {
     "serve": ["starlette>=0.40", "uvicorn>=0.30"],
     "hub": ["huggingface_hub>=0.24", "kagglehub>=0.3"],
+    "plot": ["matplotlib>=3.8"],  # the pictures of reports
     "vocab": ["tokenizers>=0.20"],
+    "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "torch>=2.5"],  # to write it; to run it onnxruntime alone
+    "generate": ["rouge-score>=0.1.2", "sacrebleu>=2.4"],
     "beam": ["apache-beam>=2.60"],  # in an environment of its own: its protobuf is older than TensorFlow's
     "gpu": ["tensorflow[and-cuda]>=2.20,<2.21"],
     "garden": ["tf-models-official~=2.20.0"],
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.25"],
 }
 extras["peers"] = [  # what benchmarks and proofs compare with
+    *extras["onnx"],
     "bert-tensorflow==1.0.4",
     "keras-hub",
+    "matplotlib>=3.8",
+    "onnx>=1.16",
+    "onnxruntime>=1.18",
+    "openvino>=2024.4",
     "seqeval>=1.2",
     "scikit-learn>=1.5",
-    "torch>=2.4",
     "transformers>=4.50",
 ]
 extras["dev"] = [
+    *extras["plot"],
     *extras["serve"],
     *extras["vocab"],
     "build",
@@ -32,7 +41,6 @@ extras["dev"] = [
     "huggingface_hub>=0.24",
     "hypothesis>=6.100",
     "ipykernel>=6.29",
-    "matplotlib>=3.8",
     "mypy>=1.11",
     "nbclient>=0.10",
     "pre-commit>=3.7",

@@ -1,10 +1,10 @@
-"""LiteRT beside the SavedModel: size, time from a text to its answer, and how far the answers lie apart.
+"""LiteRT and ONNX beside the SavedModel: size, time from a text to its answer, and how far the answers lie apart.
 
     python benchmarks/lite.py
 
 all-MiniLM-L6-v2 with a random head for two labels, tweets of at most 64 tokens, one at a time on one thread. To expect:
-int8 in a quarter of the size and several times as fast, with scores that differ in the third digit; float32 and float16
-about as fast as TensorFlow.
+int8 in a quarter of the size and several times as fast, with scores that differ in the second or third digit; float32
+and float16 about as fast as TensorFlow. ONNX is measured where torch, onnx and onnxruntime are installed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def forms(bert: Any, folder: Path) -> dict[str, tuple[float, Ask]]:
     import tensorflow as tf
     import tensorflow_text
 
-    from keras_bert import lite
+    from keras_bert import lite, onnx, portable
 
     saved = bert.export(folder / "saved")
     model = tf.saved_model.load(str(saved))
@@ -43,9 +43,18 @@ def forms(bert: Any, folder: Path) -> dict[str, tuple[float, Ask]]:
     }
     for precision in lite.PRECISIONS:
         lite.write(folder / precision, bert.text, bert.network, False, precision)
-        front = lite.LiteModel(folder / precision)
+        front = portable.LiteModel(folder / precision)
         size = (folder / precision / lite.MODEL_FILE).stat().st_size
         found[f"LiteRT {precision}"] = (size / 1e6, lambda text, f=front: f.arrays(text)["probabilities"])
+    if any(importlib.util.find_spec(name) is None for name in onnx.NEEDED):
+        print(f"without ONNX: needs {', '.join(onnx.NEEDED)}", file=sys.stderr)
+    else:
+        bert.save(folder / "run")
+        for precision in onnx.PRECISIONS:
+            target = folder / f"onnx_{precision}"
+            onnx.write(target, folder / "run", precision)
+            size, front = (target / onnx.MODEL_FILE).stat().st_size, portable.LiteModel(target)
+            found[f"ONNX {precision}"] = (size / 1e6, lambda text, f=front: f.arrays(text)["probabilities"])
     content = lite.convert_text(bert.text, bert.network, "int8")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -114,7 +123,7 @@ def main() -> None:
         ]
     )
     if not args.dry_run:
-        write_section("LiteRT", body)
+        write_section("LiteRT and ONNX", body)
     print(body)
 
 

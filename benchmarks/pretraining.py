@@ -126,7 +126,7 @@ def keras_hub(folder: Path, steps: int) -> None:
 
     optimizer = keras.optimizers.AdamW(WarmUp(), weight_decay=0.01, epsilon=1e-6, global_clipnorm=1.0)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=False)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, jit_compile=False)
     ids = {piece: i for i, piece in enumerate(vocabulary)}
     masker = keras_hub.layers.MaskedLMMaskGenerator(

@@ -1,41 +1,40 @@
-"""One fine-tuning step of a MiniLM-sized classifier: keras_bert, KerasHub and Hugging Face on PyTorch.
+"""One fine-tuning step: keras_bert, KerasHub, Model Garden and Hugging Face on PyTorch.
 
-    python benchmarks/training_step.py [--quick]
+    python benchmarks/training_step.py [--quick] [--sizes=minilm,base] [--lengths=32,128]
 
-Question: how long does a step take (forward, backward, clipping by the global norm, AdamW), with the
-same sizes, batch and token ids, dropout 0.1? Every peer runs in a process of its own and they take turns, a step
-each, so that the machine's mood hits all alike; the figures are medians. Weights are random: speed does not depend
-on them. bfloat16 is a `mixed_bfloat16` policy in Keras and autocast in PyTorch; weights stay float32.
-`--quick` measures 32 tokens only, few times.
+Question: how long does a step take (forward, backward, clipping by the global norm, AdamW), with the same sizes, batch
+and token ids, dropout 0.1, and how much memory? Weights are random: speed does not depend on them. bfloat16 is a
+`mixed_bfloat16` policy in Keras and autocast in PyTorch; weights stay float32, but for `pure`, where PyTorch keeps them
+in bfloat16 too. Model Garden needs an environment of its own: GARDEN_PYTHON names its interpreter.
+`--quick` measures 32 tokens only, few times, and writes nothing.
 
-Expected: no slower than the faster peer at either length and precision.
+Expected: no slower than the fastest peer at either length and precision.
 """
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 
-VOCABULARY, LAYERS, HIDDEN, HEADS, INNER, BATCH, RATE, DECAY = 30522, 6, 384, 12, 1536, 32, 5e-5, 0.01
+import turns
+
+VOCABULARY, RATE, DECAY = 30522, 5e-5, 0.01
+SIZES = {"minilm": (6, 384, 12, 1536, 32), "base": (12, 768, 12, 3072, 8)}
+"""Layers, hidden size, heads, feed-forward size, batch."""
 PRECISIONS = ("float32", "bfloat16")
 Step = Callable[[], float]
 
 
-def rows(length: int) -> tuple:
-    """Token ids and bool mask `[BATCH, length]`, and labels; rows are half to all full."""
+def rows(batch: int, length: int) -> tuple:
+    """Token ids and bool mask `[batch, length]`, and labels; rows are half to all full."""
     import numpy as np
 
     random = np.random.default_rng(0)
-    mask = np.arange(length) < random.integers(length // 2, length + 1, (BATCH, 1))
+    mask = np.arange(length) < random.integers(length // 2, length + 1, (batch, 1))
     mask[0] = True
-    return random.integers(1000, VOCABULARY, mask.shape) * mask, mask, random.integers(0, 2, BATCH)
+    return random.integers(1000, VOCABULARY, mask.shape) * mask, mask, random.integers(0, 2, batch)
 
 
-def ours(length: int, precision: str) -> Step:
+def ours(size: str, length: int, precision: str) -> Step:
     import tensorflow as tf
 
     from keras_bert import OptimizerConfig, TrainConfig
@@ -44,16 +43,17 @@ def ours(length: int, precision: str) -> Step:
     from keras_bert.trainer import Trainer
     from keras_bert.training import HeadTask
 
+    layers, hidden, heads, inner, count = SIZES[size]
     shape = EncoderConfig(
         vocab_size=VOCABULARY,
-        hidden_dim=HIDDEN,
-        num_layers=LAYERS,
-        num_heads=HEADS,
-        intermediate_dim=INNER,
+        hidden_dim=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        intermediate_dim=inner,
         activation="gelu",
     )
     head = HeadConfig(labels=("0", "1"))
-    ids, mask, labels = rows(length)
+    ids, mask, labels = rows(count, length)
     batch = {
         "features": {"token_ids": ids.astype("int32"), "padding_mask": mask, "segment_ids": ids.astype("int32") * 0},
         "labels": labels.astype("int32"),
@@ -63,7 +63,7 @@ def ours(length: int, precision: str) -> Step:
         lambda policy: HeadTask(Network(shape, head, dtype=policy)),
         Network(shape, head),
         OptimizerConfig(learning_rate=RATE, weight_decay=DECAY),
-        TrainConfig(mixed_precision="none" if precision == "float32" else precision, train_batch_size=BATCH),
+        TrainConfig(mixed_precision="none" if precision == "float32" else precision, train_batch_size=count),
         1_000_000,
     )
     # Sizes are unknown to the graph, as they are in a real run.
@@ -83,14 +83,15 @@ def ours(length: int, precision: str) -> Step:
     return step
 
 
-def keras_hub(length: int, precision: str) -> Step:
+def keras_hub(size: str, length: int, precision: str) -> Step:
     import keras
     import keras_hub
 
     keras.config.set_dtype_policy("float32" if precision == "float32" else "mixed_bfloat16")
-    ids, mask, labels = rows(length)
+    layers, hidden, heads, inner, count = SIZES[size]
+    ids, mask, labels = rows(count, length)
     backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=VOCABULARY, num_layers=LAYERS, num_heads=HEADS, hidden_dim=HIDDEN, intermediate_dim=INNER
+        vocabulary_size=VOCABULARY, num_layers=layers, num_heads=heads, hidden_dim=hidden, intermediate_dim=inner
     )
     model = keras_hub.models.BertTextClassifier(backbone, 2)
     model.compile(
@@ -102,104 +103,115 @@ def keras_hub(length: int, precision: str) -> Step:
     return lambda: float(model.train_on_batch(features, labels))
 
 
-def hugging_face(length: int, precision: str) -> Step:
-    import torch
-    import transformers
+def garden(size: str, length: int, precision: str) -> Step:
+    import tensorflow_models as tfm
+    import tf_keras
 
-    ids, mask, labels = (torch.tensor(x).long() for x in rows(length))
-    config = transformers.BertConfig(
+    tf_keras.mixed_precision.set_global_policy("float32" if precision == "float32" else "mixed_bfloat16")
+    layers, hidden, heads, inner, count = SIZES[size]
+    ids, mask, labels = rows(count, length)
+    encoder = tfm.nlp.networks.BertEncoder(
         vocab_size=VOCABULARY,
-        num_hidden_layers=LAYERS,
-        hidden_size=HIDDEN,
-        num_attention_heads=HEADS,
-        intermediate_size=INNER,
-        num_labels=2,
-        attn_implementation="eager",
+        hidden_size=hidden,
+        num_layers=layers,
+        num_attention_heads=heads,
+        inner_dim=inner,
+        type_vocab_size=2,
     )
-    model = transformers.BertForSequenceClassification(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY)
-
-    def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return loss.item()
-
-    return step
+    model = tfm.nlp.models.BertClassifier(encoder, 2)
+    model.compile(
+        tf_keras.optimizers.AdamW(RATE, weight_decay=DECAY, global_clipnorm=1.0),
+        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    features = {"input_word_ids": ids, "input_mask": mask.astype("int32"), "input_type_ids": ids * 0}
+    return lambda: float(model.train_on_batch(features, labels))
 
 
-PEERS: dict[str, Callable[[int, str], Step]] = {
+def hugging_face(pure: bool = False) -> Callable[[str, int, str], Step]:
+    def build(size: str, length: int, precision: str) -> Step:
+        import torch
+        import transformers
+
+        layers, hidden, heads, inner, count = SIZES[size]
+        ids, mask, labels = (torch.tensor(x).long() for x in rows(count, length))
+        config = transformers.BertConfig(
+            vocab_size=VOCABULARY,
+            num_hidden_layers=layers,
+            hidden_size=hidden,
+            num_attention_heads=heads,
+            intermediate_size=inner,
+            num_labels=2,
+            attn_implementation="eager",
+        )
+        model = transformers.BertForSequenceClassification(config).train()
+        if pure:
+            model = model.bfloat16()
+        optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY, fused=True)
+
+        def step() -> float:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16" and not pure):
+                loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            return loss.item()
+
+        return step
+
+    return build
+
+
+PEERS: dict[str, Callable[[str, int, str], Step]] = {
     "keras_bert": ours,
     "KerasHub": keras_hub,
-    "Hugging Face": hugging_face,
+    "Model Garden": garden,
+    "Hugging Face": hugging_face(),
+    "Hugging Face, pure": hugging_face(pure=True),
 }
 
 
-def work(name: str, length: str, precision: str) -> None:
-    """A worker: a step for each line on standard input, wall and processor seconds for each on standard output."""
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    step = PEERS[name](int(length), precision)
-    for _ in range(3):
-        step()
-    out.write("{}\n")
-    for _ in sys.stdin:
-        start, used = time.perf_counter(), time.process_time()
-        loss = step()
-        out.write(json.dumps([time.perf_counter() - start, time.process_time() - used, loss]) + "\n")
-
-
-def measure(length: int, precision: str, rounds: int) -> list[list[str]]:
+def measure(size: str, length: int, precision: str, rounds: int) -> list[list[str]]:
     """The peers in turn; one line of the table for each."""
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-    processes = {}
-    for name in PEERS:
-        command = [sys.executable, __file__, "--worker", name, str(length), precision]
-        processes[name] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-    taken: dict[str, list] = {name: [] for name in PEERS}
-    for process in processes.values():
-        if not process.stdout.readline():
-            sys.exit(f"{process.args[3]} could not start; its message is above")
-    for _ in range(rounds):
-        for name, process in processes.items():
-            process.stdin.write("\n")
-            process.stdin.flush()
-            taken[name].append(json.loads(process.stdout.readline()))
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
-    wall, used = ({name: statistics.median(t[i] for t in ts) for name, ts in taken.items()} for i in (0, 1))
-    lines = []
-    for name in PEERS:
-        spread = f"{wall[name]:.3f} ({min(t[0] for t in taken[name]):.3f} to {max(t[0] for t in taken[name]):.3f})"
-        tokens, ratio = f"{BATCH * length / wall[name]:,.0f}", f"{wall[name] / wall['keras_bert']:.2f}"
-        lines.append([f"{length}", precision, name, spread, f"{used[name]:.3f}", tokens, ratio])
+    own = {"Model Garden": os.environ.get("GARDEN_PYTHON", "")}
+    peers = [n for n in PEERS if not (n.endswith("pure") and precision == "float32") and own.get(n, n)]
+    lines, tokens = [], SIZES[size][-1] * length
+    for name, taken in (found := turns.measure(__file__, peers, [size, length, precision], rounds, own)).items():
+        line = [size, f"{length}", precision, name]
+        if taken.missing:
+            lines.append([*line, taken.missing, "", "", ""])
+        else:
+            ratio = taken.median / found["keras_bert"].median
+            lines.append(
+                [*line, taken.spread(), f"{tokens / taken.median:,.0f}", f"{taken.peak_mb:,.0f}", f"{ratio:.2f}"]
+            )
         print("  ".join(lines[-1]), flush=True)
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="32 tokens only, five rounds, nothing is written")
-    parser.add_argument("--worker", nargs=3, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--sizes", default="minilm")
+    parser.add_argument("--lengths", default="32,128")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--worker", nargs=4, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        work(*args.worker)
+        name, size, length, precision = args.worker
+        turns.work(lambda: PEERS[name](size, int(length), precision))
         return
     from report import machine, table, write_section
 
-    lengths, rounds = ((32,), 5) if args.quick else ((32, 128), 15)
-    lines = [line for length in lengths for precision in PRECISIONS for line in measure(length, precision, rounds)]
-    header = ["tokens", "precision", "", "seconds per step, median", "processor seconds", "tokens/s", "times ours"]
+    lengths, rounds = ((32,), 5) if args.quick else ([int(n) for n in args.lengths.split(",")], args.rounds)
+    cases = [(s, n, p) for s in args.sizes.split(",") for n in lengths for p in args.precisions.split(",")]
+    lines = [line for size, length, precision in cases for line in measure(size, length, precision, rounds)]
+    header = ["size", "tokens", "precision", "", "seconds per step, median", "tokens/s", "peak MB", "times ours"]
     text = (
-        f"`python benchmarks/training_step.py`: {LAYERS} layers of {HIDDEN}, batch {BATCH}, rows half to all full, "
-        f"AdamW, clipping, dropout 0.1; {rounds} steps of each in turn, each in a process of its own. "
-        "tokens/s counts padding."
+        "`python benchmarks/training_step.py`: minilm is 6 layers of 384 with batch 32, base 12 of 768 with batch 8; "
+        f"rows half to all full, AdamW, clipping, dropout 0.1; {rounds} steps of each in turn, each in a process of "
+        "its own. tokens/s counts padding; `pure` keeps the weights in bfloat16 too."
     )
     body = "\n\n".join([text, table(header, lines), machine()])
     if args.quick:

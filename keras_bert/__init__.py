@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keras_bert.bert import Bert as Bert
     from keras_bert.config import SIZES as SIZES
     from keras_bert.config import EncoderConfig as EncoderConfig
+    from keras_bert.config import FinetuneConfig as FinetuneConfig
     from keras_bert.config import HeadConfig as HeadConfig
     from keras_bert.config import OptimizerConfig as OptimizerConfig
     from keras_bert.config import TextConfig as TextConfig
@@ -30,6 +31,7 @@ _HOMES = {
     "Bert": "bert",
     "Encoder": "encoder",
     "EncoderConfig": "config",
+    "FinetuneConfig": "config",
     "HeadConfig": "config",
     "KerasBertError": "errors",
     "OptimizerConfig": "config",

@@ -13,9 +13,12 @@ COMMANDS = {
     "finetune": "train a pretrained BERT on a labelled file",
     "evaluate": "the metrics of a model on a labelled file",
     "predict": "label the rows of a file",
+    "embed": "vectors of texts, or of their tokens, from any checkpoint",
+    "plan": "say which batches fit into a memory, before anything is trained",
+    "report": "write the report of a finished run anew",
     "export": "write a SavedModel that takes strings, for TensorFlow Serving",
     "verify_export": "ask an exported model, here or on a server, whether it still answers as it did",
-    "lite": "write a LiteRT (TensorFlow Lite) model, for phones and small machines",
+    "lite": "write a LiteRT (TensorFlow Lite) or ONNX model, for phones and small machines",
     "versions": "list, label, prune and roll back the versions of an exported model",
     "convert": "write a checkpoint in another format",
     "corpus": "turn texts into rows to pretrain on",
@@ -78,7 +81,7 @@ def _run(name: str, argv: list[str]) -> tuple[int, str]:
             raise
         return 1, (
             "error: out of memory; lower --train_batch_size, --eval_batch_size or --max_seq_length, raise "
-            "--grad_accum_steps, or use --mixed_precision=bfloat16"
+            "--grad_accum_steps, or use --recompute or --mixed_precision=bfloat16; `keras-bert plan` says what fits"
         )
 
 

@@ -28,6 +28,22 @@ def regress(row: Row) -> dict[str, Any]:
     return {"score": float(row["score"])}
 
 
+def choice(row: Row) -> dict[str, Any]:
+    """`choice`, its number from 0, `answer`, its text, `score`, and the `scores` of all, in their order."""
+    scores = [float(score) for score in row["scores"]]
+    return _plain(("choice", "answer", "score"), (row["choice"], row["answer"], row["score"])) | {"scores": scores}
+
+
+def similarity(row: Row) -> dict[str, Any]:
+    """`similarity`, the cosine."""
+    return {"similarity": float(row["similarity"])}
+
+
+def embed(row: Row) -> dict[str, Any]:
+    """`embedding`, a list of numbers."""
+    return {"embedding": row["embedding"].tolist()}
+
+
 def tag(row: Row) -> dict[str, Any]:
     """`entities`: what, where, and how sure."""
     names = ("type", "text", "score", "start", "end", "start_byte", "end_byte")
@@ -43,6 +59,25 @@ def span(row: Row) -> dict[str, Any]:
     best = [found for found in spans if found["start"] >= 0]
     one = (*names, "null_score_diff")
     return _plain(one, [row[name] for name in one]) | {"nbest": best}
+
+
+def fill_mask(row: Row) -> dict[str, Any]:
+    """`filled`, the text with the best words in it; and of each mask where it is, and `tokens` with their `scores`."""
+    there = row["starts"] >= 0
+    columns = [row[name][there].tolist() for name in ("starts", "ends", "scores")]
+    tokens = [[token.decode("utf-8") for token in best] for best in row["tokens"][there]]
+    masks = [
+        {"tokens": best, "scores": scores, "start": start, "end": end}
+        for best, start, end, scores in zip(tokens, *columns, strict=True)
+    ]
+    return {"filled": row["filled"].decode("utf-8"), "masks": masks, "num_masks": int(row["num_masks"])}
+
+
+def generate(row: Row) -> dict[str, Any]:
+    """`generated`, its `score`, whether it `ended` by itself, and `nbest` with their scores."""
+    both = zip(row["nbest_generated"], row["nbest_scores"], strict=True)
+    best = [_plain(("generated", "score"), found) for found in both]
+    return _plain(("generated", "score", "ended"), [row[n] for n in ("generated", "score", "ended")]) | {"nbest": best}
 
 
 def _plain(names: Any, values: Any) -> dict[str, Any]:
@@ -75,6 +110,11 @@ ANSWERS: dict[str, Callable[[Row], dict[str, Any]]] = {
     "classify": classify,
     "multilabel": multilabel,
     "regress": regress,
+    "choice": choice,
+    "similarity": similarity,
+    "embed": embed,
     "tag": tag,
     "span": span,
+    "fill_mask": fill_mask,
+    "generate": generate,
 }

@@ -3,30 +3,47 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_bert import checkpoints, readers, serving, training
+from keras_bert import checkpoints, readers, rules, serving, training
 from keras_bert.answers import ANSWERS
 from keras_bert.config import (
+    PAIRED,
     DataConfig,
+    EncoderConfig,
+    FinetuneConfig,
     HeadConfig,
     OptimizerConfig,
     TrainConfig,
     WindowConfig,
+    choose,
     from_dict,
     to_dict,
 )
-from keras_bert.data import Examples, Rows, batches_in_order, encode_labels, encoded, hold_out, lengths
+from keras_bert.data import (
+    Examples,
+    Rows,
+    batches_in_order,
+    encode_labels,
+    encoded,
+    filled,
+    hold_out,
+    lengths,
+    segment_columns,
+)
 from keras_bert.errors import CheckpointError, ConfigError, DataError
-from keras_bert.heads import Network
+from keras_bert.heads import HEADS, Network, Words
+from keras_bert.predictions import by_label
 from keras_bert.progress import Progress
 from keras_bert.runs import locked
 from keras_bert.text import Text
+from keras_bert.vocabulary import MASK
+from keras_bert.wordpiece import WordPiece
 
 
 class Bert:
@@ -54,11 +71,13 @@ class Bert:
     ) -> None:
         self.text, self.network = text, network
         self.data = data or DataConfig()
-        if network.head.config.task == "span" and not self.data.text_pair_column:
+        if isinstance(network.head, Words) and self.data.text_pair_column:
+            raise ConfigError(f"{network.head.config.task} reads single texts; leave text_pair_column empty")
+        if network.head.config.task in PAIRED and not self.data.text_pair_column:
             self.data = dataclasses.replace(self.data, text_pair_column="text_pair")
         self.windows = windows or network.head.windows(text.config.max_seq_length)
         self.report: checkpoints.Report | None = None
-        self._answer: dict[WindowConfig, Any] = {}
+        self._answer: dict[tuple[WindowConfig, str], Any] = {}
 
     @classmethod
     def from_checkpoint(
@@ -71,18 +90,21 @@ class Bert:
         seed: int = 12345,
         head: dict[str, Any] | None = None,
         windows: dict[str, Any] | None = None,
+        reinit_layers: int = 0,
         **text: Any,
     ) -> "Bert":
         """A pretrained encoder with a new head for `task`.
 
         Args:
             path: directory of a Hugging Face or google-research/bert checkpoint, or of one of our runs.
-            task: "classify", "multilabel", "regress", "tag" or "span".
-            labels: values of the label, in the order of class ids; types of entities for "tag", none for "regress"
-                and "span".
+            task: "classify", "multilabel", "regress", "choice", "similarity", "tag", "span", "generate"; or "fill_mask"
+                or "embed", which are what a pretrained checkpoint knows by itself.
+            labels: values of the label, in the order of class ids; types of entities for "tag"; none for the others.
             seed: of the head's initial weights.
             head: further fields of `HeadConfig`, such as `{"version_2_with_negative": True}`.
             windows: fields of `WindowConfig`, to read long texts otherwise than the head does by itself.
+            reinit_layers: how many of the top layers start anew, and the pooler with them (Zhang et al. 2021,
+                https://arxiv.org/abs/2006.05987).
             text: fields of `TextConfig` to take instead of the checkpoint's, such as `max_seq_length=256`; None
                 asks the checkpoint. Its own are 128 tokens (384 for "span") and the case of its tokenizer, or of its
                 vocabulary.
@@ -92,22 +114,33 @@ class Bert:
                 been trained for the same task and labels.
             ConfigError: the labels do not suit the task, or the model has too few positions.
         """
-        found = checkpoints.open_checkpoint(path)
-        config = from_dict(
-            HeadConfig, {"task": task, "labels": list(map(str, labels)), "dropout": dropout} | (head or {})
-        )
+        found, kind = checkpoints.open_checkpoint(path), choose(HEADS, task, "task")
+        if task == "embed":  # the encoder of any run will do
+            found = dataclasses.replace(found, contents=dataclasses.replace(found.contents, head=None))
+        fields: dict[str, Any] = {"task": task, "labels": list(map(str, labels)), "dropout": dropout}
+        if task == "fill_mask" and MASK in found.vocabulary:
+            fields["mask_token_id"] = found.vocabulary.index(MASK)
+        config = from_dict(HeadConfig, fields | (head or {}))
         if found.head is not None and (found.head.task, found.head.labels) != (config.task, config.labels):
             raise CheckpointError(
                 f"{path}: was trained for {found.head.task} with labels {list(found.head.labels)}, "
                 f"not for {config.task} with {list(config.labels)}"
             )
-        network = Network(found.encoder, config)
+        mask = kind.attention_mask or found.encoder.attention_mask
+        network = Network(dataclasses.replace(found.encoder, attention_mask=mask), config)
         if network.head.max_seq_length and found.head is None and text.get("max_seq_length") is None:
             text["max_seq_length"] = min(network.head.max_seq_length, found.encoder.max_positions)
         bert = cls(Text(found.vocabulary, checkpoints.text_config(found, text)), network, data)
         bert.windows = from_dict(WindowConfig, to_dict(bert.windows) | (windows or {}))
-        bert.report = checkpoints.load(bert.network, found)
-        initialize(bert.network, bert.report.new, seed)
+        report, fresh = checkpoints.load(bert.network, found), starting_anew(found.encoder, reinit_layers)
+        anew, filled = (tuple(p for p in report.filled if rules.match(fresh, p) == new) for new in (True, False))
+        bert.report = dataclasses.replace(report, filled=filled, anew=anew)
+        if kind.pretrained and report.new:
+            raise CheckpointError(
+                f"{found.path}: has no head for masked words ({report.new[0]} and {len(report.new) - 1} more are "
+                f"missing), which {task} answers with; take a checkpoint of pretraining that has kept it"
+            )
+        initialize(bert.network, (*report.new, *anew), seed)
         return bert
 
     @classmethod
@@ -141,26 +174,32 @@ class Bert:
     def fit(
         self,
         texts: Sequence[str],
-        labels: Sequence[Any],
+        labels: Sequence[Any] | None,
         text_pairs: Sequence[str] | None = None,
         evaluation: tuple[Any, ...] | None = None,
         config: TrainConfig | None = None,
         optimizer: OptimizerConfig | None = None,
         model_dir: str | Path | None = None,
         progress: Any = sys.stderr,
+        finetune: FinetuneConfig | None = None,
+        choices: Sequence[Sequence[str]] | None = None,
     ) -> training.Result:
         """Fine-tune the whole network; afterwards it has the weights of the best epoch.
 
         Args:
             texts, text_pairs: n strings each; `text_pairs` only for pairs.
             labels: n label values (classify), comma lists of them (multilabel), numbers (regress), lists of
-                `(start, end, type)` of entities (tag), or lists of `(start, answer)`, empty where a question has none
-                (span); starts and ends in characters.
-            evaluation: `(texts, labels)` or `(texts, labels, text_pairs)`; None holds out a tenth of the
-                rows, stratified, equal texts together.
+                `(start, end, type)` of entities (tag), lists of `(start, answer)`, empty where a question has none
+                (span), starts and ends in characters; the numbers of the right choices, from 0 (choice); scores of
+                pairs, or None where all pairs mean the same (similarity).
+            evaluation: `(texts, labels)`, `(texts, labels, text_pairs)` or `(texts, labels, text_pairs, choices)`; None
+                holds out a tenth of the rows, stratified, equal texts together.
             config, optimizer: see `TrainConfig` and `OptimizerConfig`.
             model_dir: keep checkpoints, metrics and the best model there; None keeps nothing.
             progress: stream of the progress bar and messages; None is silent.
+            finetune: smoothed and weighted labels, early stopping; see `FinetuneConfig`, whose `reinit_layers` is a
+                matter of `from_checkpoint`.
+            choices: n lists of strings, of "choice".
 
         Raises:
             DataError: a text that is no string, a label that is missing, unknown or no number, no rows, or
@@ -168,9 +207,9 @@ class Bert:
             DivergedError: the loss is not a number any more.
         """
         config = config or TrainConfig()
-        if text_pairs is not None and not self.pair:
+        if text_pairs is not None and not self.pair and not isinstance(self.network.head, Words):
             self.data = dataclasses.replace(self.data, text_pair_column="text_pair")
-        rows = self._rows(texts, labels, text_pairs)
+        rows = self._rows(texts, labels, text_pairs, choices)
         if evaluation is None:
             kept, held = hold_out(rows, self.data, self.network.head.config.task, 0.1, config.seed)
             rows, held_out = rows.take(kept), rows.take(held)
@@ -179,7 +218,8 @@ class Bert:
         folder = None if model_dir is None else Path(model_dir)
         with locked(folder) if folder else contextlib.nullcontext():
             keeping = training.Keeping(folder)
-            return self.fit_rows(rows, held_out, config, optimizer or OptimizerConfig(), keeping, progress)
+            optimizer = optimizer or OptimizerConfig()
+            return self.fit_rows(rows, held_out, config, optimizer, keeping, progress, finetune=finetune)
 
     def fit_rows(
         self,
@@ -190,8 +230,25 @@ class Bert:
         keeping: training.Keeping,
         progress: Any,
         say: training.Say | None = None,
+        finetune: FinetuneConfig | None = None,
     ) -> training.Result:
-        """`fit` for rows of files, with the columns named by `data`."""
+        """`fit` for rows of files, with the columns named by `data`.
+
+        Raises:
+            ConfigError: there is nothing to fine-tune.
+        """
+        head, label = self.network.head, self.data.label_column
+        if head.config.task == "embed":
+            raise ConfigError("embed has nothing to learn from; similarity learns from pairs of texts")
+        if head.config.task == "similarity" and not head.config.objective:
+            objective = "scores" if label in train.columns else "ranking"
+            head.config = dataclasses.replace(head.config, objective=objective)
+        if head.config.objective == "scores" and label not in train.columns:
+            raise ConfigError(f"objective=scores learns from scores, and there is no column {label!r} of them")
+        if head.config.objective == "ranking" and config.grad_accum_steps > 1:
+            raise ConfigError("objective=ranking needs the whole batch at once: leave grad_accum_steps at 1")
+        if head.pretrained:
+            raise ConfigError(f"{head.config.task} is learnt by pretraining: `keras-bert pretrain`")
 
         def save_best(network: Network, record: dict[str, Any]) -> None:
             if keeping.folder is not None:
@@ -201,18 +258,25 @@ class Bert:
             if progress is not None:
                 print(line, file=progress, flush=True)
 
+        say, text = say or to_progress, head.reading(self.text)
+        if head.config.task == "generate":
+            most = head.config.max_target_length
+            cut = int((text.tokenize(train[label]).row_lengths() >= most).numpy().sum())
+            if cut:
+                say(f"warning: {cut} of {len(train)} targets have more than {most - 1} tokens and are cut")
         result = training.fit(
             self.network,
-            self.text,
+            text,
             self.examples(train),
             self.examples(evaluation),
             config,
             optimizer,
             keeping,
             save_best,
-            say or to_progress,
+            say,
             progress,
             self.windows,
+            finetune,
         )
         self._answer = {}
         return result
@@ -223,11 +287,14 @@ class Bert:
         Raises:
             DataError: a label cannot be used; the file and line are named.
         """
-        columns = (self.data.text_column, self.data.text_pair_column)
-        segments = tuple(rows[name] for name in columns if name)
+        found = [rows[name] for name in segment_columns(self.data, self.network.head.config.task)]
+        segments = tuple(filled(values) if values and isinstance(values[0], list) else values for values in found)
         if not labelled:
             return Examples(segments)
-        return Examples(segments, *encoded_labels(rows, self.data, self.network.head.config))
+        if self.network.head.config.task == "generate":
+            targets = readers.targets(rows, self.data)
+            return Examples((*segments, targets), np.zeros(len(rows), np.int32), targets)
+        return Examples(segments, *encoded_labels(rows, self.data, self.network.head.config, self.text))
 
     def predict(
         self,
@@ -236,6 +303,7 @@ class Bert:
         batch_size: int = 64,
         progress: Any = None,
         windows: WindowConfig | None = None,
+        choices: Sequence[Sequence[str]] | None = None,
     ) -> list[dict[str, Any]]:
         """Answers for texts, in their order, equal to those of the exported model.
 
@@ -244,16 +312,20 @@ class Bert:
 
         Returns:
             For each text a dict: `label`, `score` and `scores` (label -> score, best first) for classify;
-            `labels` (the active ones) and `scores` for multilabel; `score` for regress; `entities` for tag, dicts of
+            `labels` (the active ones) and `scores` for multilabel; `score` for regress; for choice `choice`, its number
+            from 0, `answer`, its text, `score`, and `scores` in the order of the choices; `similarity` for similarity;
+            `embedding`, a list, for embed; `entities` for tag, dicts of
             `type`, `text`, `score`, `start`, `end`, `start_byte` and `end_byte`; for span `answer` ("" where there is
             none), `score`, `start`, `end`, `start_byte`, `end_byte` (-1 where there is none), `null_score_diff` and
-            `nbest`, the best spans; and always `truncated`.
+            `nbest`, the best spans; for fill_mask `filled`, the text with the best words in it, `num_masks`, and
+            `masks`, dicts of `tokens` and their `scores`, `start` and `end`; for generate `generated`, its `score`,
+            whether it `ended` by itself, and `nbest`; and always `truncated`.
 
         Raises:
             DataError: a text is no string, or the model needs pairs and got single texts, or the other way
                 round.
         """
-        return self.plain(self.arrays(texts, text_pairs, batch_size, progress, windows))
+        return self.plain(self.arrays(texts, text_pairs, batch_size, progress, windows, choices))
 
     def plain(self, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         """What `arrays` gives, as `predict` gives it."""
@@ -270,8 +342,10 @@ class Bert:
             DataError: a label cannot be used; the file and line are named.
         """
         truth = self.examples(rows).truth
-        pairs = rows[self.data.text_pair_column] if self.pair else None
-        found = self.arrays(rows[self.data.text_column], pairs, batch_size, progress, windows)
+        examples = self.examples(rows, labelled=False)
+        found = self.arrays_of(examples, batch_size, progress, windows)
+        if self.network.head.reads == "each":  # what ranks pairs is no output of a served model
+            found["embeddings"] = np.stack([self.embed(texts, batch_size) for texts in examples.segments], axis=1)
         return self.network.head.metrics_of(truth, found), found
 
     def arrays(
@@ -281,28 +355,83 @@ class Bert:
         batch_size: int = 64,
         progress: Any = None,
         windows: WindowConfig | None = None,
+        choices: Sequence[Sequence[str]] | None = None,
     ) -> dict[str, np.ndarray]:
         """What `serving.Served.answer` gives for the texts, as NumPy arrays with one row a text, in their order."""
+        return self.arrays_of(Examples(self._texts(texts, text_pairs, choices)), batch_size, progress, windows)
+
+    def arrays_of(
+        self, examples: Examples, batch_size: int = 64, progress: Any = None, windows: WindowConfig | None = None
+    ) -> dict[str, np.ndarray]:
+        """`arrays` of the texts of `examples`."""
+        numbers, parts = [], []
+        for batch, answer in self._asked("serving_default", examples, batch_size, progress, windows):
+            numbers.append(batch)
+            parts.append(answer)
+        back = np.argsort(np.concatenate(numbers), kind="stable")
+        return {name: np.concatenate([p[name] for p in parts])[back] for name in parts[0]}
+
+    def embed(self, texts: Sequence[str], batch_size: int = 64, progress: Any = None) -> np.ndarray:
+        """A vector of each text, float32 `[n, E]`: what the signature `embedding` gives."""
+        self._has("embedding")
+        found: dict[int, np.ndarray] = {}
+        for batch, answer in self._asked("embedding", Examples((strings("texts", texts),)), batch_size, progress):
+            found |= dict(zip(batch.tolist(), answer["embedding"], strict=True))
+        return np.stack([found[i] for i in range(len(found))]) if found else answer["embedding"]
+
+    def embed_tokens(
+        self, texts: Sequence[str], batch_size: int = 64, progress: Any = None
+    ) -> list[tuple[list[str], np.ndarray]]:
+        """The tokens of each text, [CLS] and [SEP] too, and their vectors, float32 `[tokens, E]`.
+
+        Raises:
+            ConfigError: the task of the model is not "embed" or "similarity".
+        """
+        self._has("token_embeddings")
+        found: dict[int, tuple[list[str], np.ndarray]] = {}
+        for batch, rows in self._asked("token_embeddings", Examples((strings("texts", texts),)), batch_size, progress):
+            for i, pieces, vectors in zip(batch.tolist(), rows["tokens"], rows["embeddings"], strict=True):
+                kept = [piece.decode("utf-8") for piece in pieces if piece]
+                found[i] = kept, vectors[: len(kept)].copy()
+        return [found[i] for i in range(len(found))]
+
+    def _has(self, name: str) -> None:
+        """Raises ConfigError where the model has no signature of this name."""
+        task = self.network.head.config.task
+        if {**serving.COMMON, **serving.SIGNATURES.get(task, {})}.get(name) is None:
+            raise ConfigError(f"a model for {task} has no {name}; take the task embed or similarity")
+        if self.pair and self.network.head.reads == "row":
+            raise ConfigError(f"this model for {task} reads pairs as one row; take the task embed")
+
+    def _asked(
+        self,
+        name: str,
+        examples: Examples,
+        batch_size: int = 64,
+        progress: Any = None,
+        windows: WindowConfig | None = None,
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Numbers of the rows of a batch, and what the signature `name` gives for them; at least one batch."""
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        examples = Examples(self._texts(texts, text_pairs))
         windows = windows or self.windows
-        if windows not in self._answer:
-            self._answer[windows] = serving.signature(self.text, self.network, self.pair, windows)
-        batches = self._batches(examples, batch_size, windows) or [np.zeros(0, np.int64)]
-        parts = []
+        if (windows, name) not in self._answer:
+            served = serving.Served(self.text, self.network, self.pair, windows)
+            self._answer[windows, name] = served.signatures()[name]
+        asked = self._answer[windows, name]
         with Progress("predict", len(examples), progress) as bar:
-            for batch in batches:
-                answer = self._answer[windows](*(encoded(c[i] for i in batch) for c in examples.segments))
-                parts.append({name: value.numpy() for name, value in answer.items()})
+            for batch in self._batches(examples, batch_size, windows) or [np.zeros(0, np.int64)]:
+                columns: list[Any] = [encoded(c[i] for i in batch) for c in examples.segments]
+                if self.network.head.reads == "choices" and not len(batch):
+                    columns[-1] = np.zeros((0, 1), "S1")
+                answer = asked(*columns)
+                yield batch, {name: value.numpy() for name, value in answer.items()}
                 bar.add(len(batch))
-        back = np.argsort(np.concatenate(batches), kind="stable")
-        return {name: np.concatenate([p[name] for p in parts])[back] for name in parts[0]}
 
     def _batches(self, examples: Examples, batch_size: int, windows: WindowConfig) -> list[np.ndarray]:
         """Batches of about `batch_size` windows, of rows of like length."""
         longest = self.text.config.max_seq_length
-        tokens = lengths(examples, self.text, cut=False)
+        tokens = lengths(examples, self.text, cut=False, how=self.network.head.reads)
         stride = windows.doc_stride or max(1, longest // 4)
         counts = np.minimum(1 + np.maximum(tokens - longest, 0) // stride, windows.max_windows)
         return batches_in_order(np.minimum(tokens, longest), batch_size, counts)
@@ -322,12 +451,21 @@ class Bert:
         options["windows"] = options.get("windows") or self.windows
         return serving.export(self.text, self.network, self.pair, export_dir, version, **options)
 
-    def _rows(self, texts: Sequence[str], labels: Sequence[Any], pairs: Sequence[str] | None = None) -> Rows:
-        segments = self._texts(texts, pairs)
-        names = (self.data.text_column, self.data.text_pair_column)
-        columns: dict[str, list[Any]] = dict(zip(names, segments, strict=False))
-        located = self.network.head.located
-        columns[self.data.label_column] = [list(v) if located else str(v) for v in labels]
+    def _rows(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[Any] | None,
+        pairs: Sequence[str] | None = None,
+        choices: Sequence[Sequence[str]] | None = None,
+    ) -> Rows:
+        segments = self._texts(texts, pairs, choices)
+        head = self.network.head
+        columns: dict[str, list[Any]] = dict(zip(segment_columns(self.data, head.config.task), segments, strict=True))
+        kept = list if head.located else int if head.reads == "choices" else str
+        if labels is not None:
+            columns[self.data.label_column] = [kept(value) for value in labels]
+        elif head.config.task != "similarity":
+            raise DataError("labels are missing; only similarity learns from pairs alone")
         sizes = {name: len(values) for name, values in columns.items()}
         if len(set(sizes.values())) > 1:
             raise DataError(f"texts and labels must be equally many, got {sizes}")
@@ -335,15 +473,67 @@ class Bert:
             raise DataError("there are no texts; training and evaluation need at least one row each")
         return Rows(columns, ["row"] * len(segments[0]), list(range(1, len(segments[0]) + 1)))
 
-    def _texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[list[str], ...]:
+    def _texts(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        choices: Sequence[Sequence[str]] | None = None,
+    ) -> tuple[list[Any], ...]:
         """The texts as lists, if they are what this model reads."""
         if self.pair != (pairs is not None):
             raise DataError("this model reads " + ("pairs: give text_pairs too" if self.pair else "single texts"))
-        first = strings("texts", texts)
-        return (first,) if pairs is None else (first, strings("text_pairs", pairs))
+        if (self.network.head.reads == "choices") != (choices is not None):
+            raise DataError("this model chooses: give choices too" if choices is None else "this model has no choices")
+        found: list[list[Any]] = [strings("texts", texts)]
+        if pairs is not None:
+            found.append(strings("text_pairs", pairs))
+        if choices is not None:
+            found.append(filled([strings(f"choices[{i}]", row) for i, row in enumerate(choices)]))
+        return tuple(found)
 
 
-def encoded_labels(rows: Rows, data: DataConfig, head: HeadConfig) -> tuple[Any, Any]:
+class Ensemble(Bert):
+    """Models of the same task and labels, such as those of folds, that answer with the mean of their scores.
+
+    Args:
+        members: one or more; text, labels, threshold and windows are those of the first.
+
+    Raises:
+        ConfigError: the task has no scores of whole rows, or the labels differ.
+    """
+
+    def __init__(self, members: Sequence[Bert]) -> None:
+        first, labels = members[0], {member.labels for member in members}
+        super().__init__(first.text, first.network, first.data, first.windows)
+        choose(serving.MERGED, self.network.head.config.task, "task of several models")
+        if len(labels) > 1:
+            raise ConfigError(f"models with different labels cannot answer together: {sorted(labels)}")
+        self.members = list(members)
+
+    def arrays_of(
+        self, examples: Examples, batch_size: int = 64, progress: Any = None, windows: WindowConfig | None = None
+    ) -> dict[str, np.ndarray]:
+        windows = windows or self.windows
+        parts = [member.arrays_of(examples, batch_size, progress, windows) for member in self.members]
+        scores = np.stack([by_label(part) for part in parts]).mean(0, dtype=np.float64).astype(np.float32)
+        head = self.network.head
+        _, logits = serving.MERGED[head.config.task]
+        found = head.answer(logits(keras.ops.convert_to_tensor(scores.reshape(len(examples), -1))))
+        answer = parts[0] | {name: np.asarray(value) for name, value in found.items() if name in parts[0]}
+        names = np.array([*encoded(self.labels), b""], object)
+        columns = {"labels": answer.get("class_ids"), "label": answer.get("class_ids", np.zeros((1, 1), int))[:, 0]}
+        return answer | {name: names[ids] for name, ids in columns.items() if name in answer}
+
+    def export(self, export_dir: str | Path, version: int | None = None, **options: Any) -> Path:
+        """One SavedModel holds one model.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{len(self.members)} models cannot be exported as one; export one of them")
+
+
+def encoded_labels(rows: Rows, data: DataConfig, head: HeadConfig, text: Text) -> tuple[Any, Any]:
     """Labels and references of `data.Examples`.
 
     Raises:
@@ -351,11 +541,22 @@ def encoded_labels(rows: Rows, data: DataConfig, head: HeadConfig) -> tuple[Any,
     """
     if head.task == "tag":
         return readers.encode_entities(rows, data, head.labels), None
+    if head.task == "choice":
+        return readers.encode_choices(rows, data), None
+    if head.task == "similarity":
+        return readers.encode_pairs(rows, data, head.max_score), None
+    if head.task == "fill_mask":
+        return readers.encode_words(rows, data, wordpiece(text)), None
     if head.task == "span":
         passages = encoded(rows[data.text_pair_column])
         golds = [[text for _, text in answers] for answers in rows[data.label_column]]
         return readers.encode_answers(rows, data), list(zip(passages, golds, strict=True))
     return encode_labels(rows, data.label_column, head.task, head.labels), None
+
+
+def wordpiece(text: Text) -> WordPiece:
+    """The tokenizer of a text layer in plain Python, which knows masks."""
+    return WordPiece(text.vocabulary, text.config.do_lower_case, text.config.flavour, (MASK,))
 
 
 def strings(name: str, values: Sequence[str]) -> list[str]:
@@ -373,11 +574,31 @@ def strings(name: str, values: Sequence[str]) -> list[str]:
     return found
 
 
+def starting_anew(encoder: EncoderConfig, layers: int) -> list[tuple[str, bool]]:
+    """Which weights do not come from a checkpoint, by weight path: those of the top layers, if any, and of the pooler.
+
+    Raises:
+        ConfigError: the encoder has fewer layers.
+    """
+    if layers > encoder.num_layers:
+        raise ConfigError(f"reinit_layers {layers} is more than the {encoder.num_layers} layers of the model")
+    top = [(rf"(^|/)encoder/block_{i}/", True) for i in range(encoder.num_layers - layers, encoder.num_layers)]
+    return [*top, (r"(^|/)pooler/", layers > 0), (".*", False)]
+
+
 def initialize(network: Network, paths: Sequence[str], seed: int) -> None:
-    """Initial values for the weights `paths`, the same for the same seed: truncated normal, biases zero."""
-    stddev = network.encoder.config.initializer_range
+    """Initial values for the weights `paths`, the same for the same seed: truncated normal, biases 0, norms 1 and 0.
+
+    Those of a BiLSTM are Keras' own: uniform (Glorot & Bengio 2010), orthogonal where it comes back to itself.
+    """
+    draws, stddev = keras.initializers, network.encoder.config.initializer_range
+    kinds: rules.Rules[Any] = (
+        (r"/(bias|beta)$", lambda seed: draws.Zeros()),
+        (r"/gamma$", lambda seed: draws.Ones()),
+        (r"/lstm/.*/recurrent_kernel$", lambda seed: draws.Orthogonal(seed=seed)),
+        (r"/lstm/", lambda seed: draws.GlorotUniform(seed=seed)),
+        (r".*", lambda seed: draws.TruncatedNormal(stddev=stddev, seed=seed)),
+    )
     for i, path in enumerate(sorted(paths)):
         variable = next(v for v in network.weights if v.path == path)
-        if not path.endswith("bias"):
-            draw = keras.initializers.TruncatedNormal(stddev=stddev, seed=seed + i)
-            variable.assign(draw(variable.shape))
+        variable.assign(rules.match(kinds, path)(seed + i)(variable.shape))

@@ -51,16 +51,23 @@ UNUSED = {
 
 @dataclass(frozen=True)
 class Report:
-    """What loading did: weights filled, weights left at their initial values, tensors left unused."""
+    """What loading did: weights filled, weights left at their initial values, tensors left unused.
+
+    `anew` are weights that the checkpoint has but that were to start from random values all the same.
+    """
 
     filled: tuple[str, ...]
     new: tuple[str, ...]
     unused: tuple[str, ...]
+    anew: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.filled)} weights loaded"]
         if self.new:
             lines.append(f"new, with random initial values: {', '.join(self.new)}")
+        if self.anew:
+            layers = sorted({"/".join(path.split("/")[:2]) for path in self.anew})
+            lines.append(f"in the checkpoint but started anew: {', '.join(layers)}")
         if self.unused:
             lines.append(f"in the checkpoint but not used: {some(self.unused)}")
         return "; ".join(lines)
@@ -151,6 +158,11 @@ def load(network: Any, checkpoint: Checkpoint) -> Report:
             problems.append(f"{entry.name} holds values that are not numbers")
         else:
             filled[path] = value
+    for name, path in FORMATS[checkpoint.format].copies.items():
+        if "head/masked_lm/bias" in filled and name in tensors and path in filled:
+            copied = tensors[name]
+            if copied.shape != filled[path].shape or not np.array_equal(copied.read(), filled[path]):
+                problems.append(f"{name} differs from {rows[path].name}, to which it should be tied")
     unused, known = sorted(tensors), {entry.name for entry in rows.values()}
     may_stay = "^head/" if checkpoint.format == "keras_bert" and checkpoint.head is None else "^$"
     problems += [

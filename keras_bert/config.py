@@ -19,6 +19,23 @@ equal ones may look at one another; see `masks.packed`."""
 TARGETS = ("masked_positions", "masked_ids", "masked_weights", "pair_labels", "cls_positions")
 """What stands beside the features in a row of pretraining; see `pretrain.rows`."""
 
+WEIGHTED = ("classify", "multilabel")
+"""Tasks whose labels can be smoothed and weighted."""
+
+PAIRED = ("span", "similarity")
+"""Tasks that read two texts."""
+
+VECTORS = ("similarity", "embed")
+SENTENCES = ("classify", "multilabel", "regress", "choice", *VECTORS)
+MEANT_FOR = {
+    "layers": (*SENTENCES, "tag", "span"),
+    "head_lstm": (*SENTENCES, "tag", "span"),
+    "pooling": SENTENCES,
+    "normalize": VECTORS,
+    "objective": ("similarity",),
+}
+"""Tasks that a field of `HeadConfig` is for; with others it keeps its default."""
+
 T = TypeVar("T")
 
 
@@ -126,12 +143,16 @@ class DataConfig:
 
     text_column: str = _flag("text", "Column that holds the text.")
     text_pair_column: str = _flag("", "Column that holds the second text, for pairs of texts.")
+    choices_column: str = _flag(
+        "choices", "choice: column of lists of choices (JSON), or columns of one each: a comma list, or their prefix."
+    )
     label_column: str = _flag("label", "Column that holds the label.")
     id_column: str = _flag("id", "Column that `predict` copies to its output, where the input has it.")
 
     def __post_init__(self) -> None:
         names = [n for n in (self.text_column, self.text_pair_column, self.label_column) if n]
-        _require(bool(self.text_column), "text_column must not be empty")
+        for column in ("text_column", "choices_column"):
+            _require(bool(getattr(self, column)), f"{column} must not be empty")
         _require(
             len(set(names)) == len(names),
             f"text_column, text_pair_column and label_column must be different columns, got {names}",
@@ -143,13 +164,40 @@ class HeadConfig:
     """What is asked of the encoder.
 
     `labels` are label values as the training file writes them, in the order of class ids; for tagging the types of
-    entities. `threshold` is the score from which a label counts as active (multilabel only).
+    entities. `threshold` is the score from which a label counts as active (multilabel), and above which the last of
+    two labels is the answer (classify). `label_smoothing` and `label_weights`, one for each label where there are any,
+    shape the loss of training; `FinetuneConfig` says how. `mask_token_id` is the number of [MASK] in the vocabulary
+    (fill_mask).
     """
 
     task: str = "classify"
     labels: tuple[str, ...] = ()
     dropout: float = _flag(0.1, "Dropout before the last layer of the head.")
     threshold: float = 0.5
+    label_smoothing: float = 0.0
+    label_weights: tuple[float, ...] = ()
+    layers: str = _flag(
+        "last",
+        "Layers of the encoder that are read; mix learns the weights of all.",
+        ("last", "second_last", "first_last", "last4_sum", "last4_concat", "mix"),
+    )
+    head_lstm: int = _flag(0, "Units of each direction of a BiLSTM between the encoder and the head; 0 means none.")
+    pooling: str = _flag(
+        "",
+        "What stands for a whole text: cls, mean or max of its tokens. Default: the pretrained pooler; the mean for "
+        "similarity and embed, and with --head_lstm or other --layers.",
+        ("", "cls", "mean", "max"),
+    )
+    normalize: bool = _flag(True, "similarity, embed: vectors of length 1.")
+    objective: str = _flag(
+        "",
+        "similarity: ranking of each pair's second text before the others of the batch (of its part, on many devices), "
+        "or cosines like the scores. "
+        "Default: scores where there is a label column, else ranking.",
+        ("", "ranking", "scores"),
+    )
+    similarity_scale: float = _flag(20.0, "similarity: factor of cosines in the softmax of --objective=ranking.")
+    max_score: float = _flag(1.0, "similarity: score of texts that mean the same, such as 5 for STS; a cosine of 1.")
     decode: str = _flag(
         "",
         "tag: argmax, or constrained to tags that can follow each other; span: joint search, or independent ends. "
@@ -163,17 +211,45 @@ class HeadConfig:
     null_score_diff_threshold: float = _flag(
         0.0, "span: no answer where no-answer scores more than this above the best; the evaluation tunes it."
     )
+    top_k: int = _flag(5, "fill_mask: words that are given for each mask, from the best on.")
+    max_masks: int = _flag(16, "fill_mask: masks of a text that are answered at most.")
+    mask_token_id: int = -1
+    max_target_length: int = _flag(32, "generate: longest target in tokens, its end included; sources keep the rest.")
+    beam_size: int = _flag(1, "generate: hypotheses that the search goes on with; 1 is greedy search.")
+    length_penalty: float = _flag(0.6, "generate: how much longer targets are preferred; 0 compares probabilities.")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", tuple(self.labels))
+        for name in ("labels", "label_weights"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_choices(self)
         suits = {"tag": ("", "argmax", "constrained"), "span": ("", "joint", "independent")}.get(self.task, ("",))
         _require(self.decode in suits, f"decode must be one of {suits} for {self.task}, got {self.decode!r}")
-        for name in ("max_entities", "max_answer_length", "n_best_size"):
+        for name in ("max_entities", "max_answer_length", "n_best_size", "top_k", "max_masks", "beam_size"):
             _require(1 <= getattr(self, name) <= 1000, f"{name} must be from 1 to 1000, got {getattr(self, name)}")
         _require(math.isfinite(self.null_score_diff_threshold), "null_score_diff_threshold must be a number")
+        _require(self.max_target_length >= 2, f"max_target_length must be at least 2, got {self.max_target_length}")
+        _require(0 <= self.length_penalty <= 10, f"length_penalty must be from 0 to 10, got {self.length_penalty}")
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        for name, tasks in MEANT_FOR.items():
+            _require(
+                self.task in tasks or getattr(self, name) == usual[name],
+                f"{name} has no meaning with the task {self.task}, only with {', '.join(tasks)}",
+            )
+        _require(0 <= self.head_lstm <= 4096, f"head_lstm must be from 0 to 4096, got {self.head_lstm}")
+        for name in ("similarity_scale", "max_score"):
+            _require(0 < getattr(self, name) < math.inf, f"{name} must be above 0, got {getattr(self, name)}")
         _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
         _require(0 < self.threshold < 1, f"threshold must be in (0, 1), got {self.threshold}")
+        _require(0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        for name in ("label_smoothing", "label_weights"):
+            _require(
+                not getattr(self, name) or self.task in WEIGHTED,
+                f"{name} has no meaning with the task {self.task}, only with {' and '.join(WEIGHTED)}",
+            )
+        _require(
+            len(self.label_weights) in (0, len(self.labels)) and all(0 < w < math.inf for w in self.label_weights),
+            f"label_weights must be a number above 0 for each of the labels, got {self.label_weights}",
+        )
         twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
         _require(not twice, f"labels must be unique, these are not: {twice}")
 
@@ -283,6 +359,9 @@ class OptimizerConfig:
     weight_decay: float = _flag(0.01, "Decoupled weight decay, not applied to norms and biases.")
     clip_norm: float = _flag(1.0, "Bound on the global gradient norm; 0 turns it off.")
     layer_decay: float = _flag(1.0, "Factor of the rate from each layer to the one below it; 1 means one rate.")
+    freeze_layers: int = _flag(
+        -1, "Lowest layers that stay as they are, and with them the embeddings; 0 means the embeddings alone, -1 none."
+    )
     ema_decay: float = _flag(0.0, "Evaluate and keep a moving average of the weights with this decay; 0 means none.")
     beta_1: float = 0.9
     beta_2: float = 0.999
@@ -302,6 +381,7 @@ class OptimizerConfig:
             _require(math.isfinite(value) and value >= 0, f"{name} must be a number >= 0, got {value}")
         _require(self.num_warmup_steps >= -1, f"num_warmup_steps must be -1 or more, got {self.num_warmup_steps}")
         _require(0 < self.layer_decay <= 1, f"layer_decay must be in (0, 1], got {self.layer_decay}")
+        _require(self.freeze_layers >= -1, f"freeze_layers must be -1 (none) or more, got {self.freeze_layers}")
 
 
 @dataclass(frozen=True)
@@ -325,6 +405,7 @@ class TrainConfig:
         "16-bit arithmetic with 32-bit weights; float16 scales the loss.",
         ("none", "bfloat16", "float16"),
     )
+    recompute: bool = _flag(False, "Compute layers again for the gradients instead of keeping them: less memory.")
     jit_compile: str = _flag(
         "auto",
         "Compile the step with XLA, with fixed shapes; auto does so on a TPU only.",
@@ -351,6 +432,32 @@ class TrainConfig:
             "distribution_strategy=tpu with num_gpus contradict each other",
         )
         _require(not self.tpu or kind == "tpu", "tpu names a TPU but distribution_strategy is not tpu")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """What a fine-tuning does besides plain training on all rows alike.
+
+    With label smoothing (Szegedy et al. 2016) and weights the loss is what PyTorch computes: `CrossEntropyLoss` with
+    `label_smoothing` and `weight` (classify), `BCEWithLogitsLoss` with `pos_weight` (multilabel), whose targets are
+    smoothed towards 1/2 as Keras does it. Weights that are "balanced" are scikit-learn's: rows / (labels * rows of the
+    label); for multilabel rows without the label / rows with it.
+    """
+
+    class_weights: str = _flag(
+        "",
+        "classify, multilabel: what each label counts, label:weight,... (others 1), or balanced: the more, the rarer.",
+    )
+    label_smoothing: float = _flag(0.0, "classify, multilabel: share of a label that goes to all labels alike.")
+    reinit_layers: int = _flag(
+        0, "Top layers, and the pooler, that start anew instead of from the checkpoint (Zhang et al. 2021)."
+    )
+    early_stopping_patience: int = _flag(0, "End after this many epochs without a better metric; 0 means never.")
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        for name in ("reinit_layers", "early_stopping_patience"):
+            _require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

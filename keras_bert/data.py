@@ -11,6 +11,7 @@ is refused.
 """
 
 import csv
+import dataclasses
 import glob
 import io
 import json
@@ -24,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_bert.config import FEATURES, DataConfig
-from keras_bert.errors import DataError
+from keras_bert.config import FEATURES, WEIGHTED, DataConfig, FinetuneConfig, HeadConfig
+from keras_bert.errors import ConfigError, DataError
 
 csv.field_size_limit(2**31 - 1)
 
@@ -284,6 +285,55 @@ def encode_labels(rows: Rows, column: str, task: str, labels: Sequence[str]) -> 
     return np.array(encoded, np.int32 if task == "classify" else np.float32).reshape(shape)
 
 
+def learnt_head(head: HeadConfig, finetune: FinetuneConfig, encoded: Any) -> HeadConfig:
+    """The head as it is trained, with the loss that `finetune` asks for.
+
+    Args:
+        encoded: labels of the training rows, see `Examples`.
+
+    Raises:
+        ConfigError: weights or smoothing do not suit the labels or the task.
+    """
+    spec = finetune.class_weights
+    if spec and head.task not in WEIGHTED:
+        raise ConfigError(f"class_weights has no meaning with the task {head.task}, only with {' and '.join(WEIGHTED)}")
+    weights = label_weights(spec, encoded, head.labels) if spec else ()
+    return dataclasses.replace(head, label_smoothing=finetune.label_smoothing, label_weights=weights)
+
+
+def label_weights(spec: str, encoded: np.ndarray, labels: Sequence[str]) -> tuple[float, ...]:
+    """What each label counts in the loss.
+
+    Args:
+        spec: "label:weight,..." (others 1), or "balanced": rows / (labels * rows of the label), as scikit-learn's
+            `compute_class_weight`; where a row has several labels, rows without it / rows with it.
+        encoded: labels of the training rows, `encode_labels` of classify or multilabel.
+
+    Raises:
+        ConfigError: an unknown label, a weight that is no number above 0, or no training row has one of the labels.
+    """
+    if spec != "balanced":
+        given: dict[str, float] = {}
+        for part in spec.split(","):
+            name, colon, number = part.rpartition(":")
+            weight = _number(number)
+            if not colon or name not in labels or name in given or weight is None or weight <= 0:
+                raise ConfigError(
+                    f"class_weights: {part!r} is no label and its weight, such as {labels[0]}:2.5, for one of "
+                    f"{_some(labels)}; or balanced"
+                )
+            given[name] = weight
+        return tuple(given.get(label, 1.0) for label in labels)
+    several = encoded.ndim == 2
+    counts = encoded.sum(0) if several else np.bincount(encoded, minlength=len(labels))
+    absent = [label for label, count in zip(labels, counts, strict=True) if count == 0]
+    if absent:
+        raise ConfigError(f"class_weights=balanced: no training row has the label {absent[0]!r}; give numbers instead")
+    if several:  # a label that all rows have would count nothing
+        return tuple((np.maximum(len(encoded) - counts, 1) / counts).tolist())
+    return tuple((len(encoded) / (len(labels) * counts)).tolist())
+
+
 def _number(value: str) -> float | None:
     """The number that `value` spells; None for words, also for nan, inf and Python's `1_000`."""
     try:
@@ -332,6 +382,30 @@ def split(groups: Sequence[str], strata: Sequence[str], share: float, seed: int)
     return [i for i in range(len(groups)) if i not in held], sorted(held)
 
 
+def folds(groups: Sequence[str], strata: Sequence[str], count: int, seed: int) -> np.ndarray:
+    """The fold of each row, int32 `[n]` from 0: stratified, with equal `groups` in the same fold.
+
+    Of each label (a group counts as its first row's) every fold gets about the same number of rows, and so in all:
+    groups are shuffled, the large ones placed first, each where so far is least.
+    """
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    by_stratum: dict[str, list[list[int]]] = {}
+    for rows in members.values():
+        by_stratum.setdefault(strata[rows[0]], []).append(rows)
+    fold_of, sizes = np.zeros(len(groups), np.int32), [0] * count
+    for name in sorted(by_stratum):
+        bags, here = by_stratum[name], [0] * count
+        random.Random(f"{seed}/{name}").shuffle(bags)
+        for bag in sorted(bags, key=len, reverse=True):
+            fold = min(range(count), key=lambda k: (here[k], sizes[k]))
+            fold_of[bag] = fold
+            here[fold] += len(bag)
+            sizes[fold] += len(bag)
+    return fold_of
+
+
 def hold_out(rows: Rows, data: DataConfig, task: str, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices to train on and to evaluate on: stratified by label, equal texts on one side.
 
@@ -347,6 +421,12 @@ def hold_out(rows: Rows, data: DataConfig, task: str, share: float, seed: int) -
             "give an evaluation file"
         )
     return kept, held
+
+
+def segment_columns(data: DataConfig, task: str) -> list[str]:
+    """The columns that a model of the task reads, in the order of a row's segments."""
+    names = (data.text_column, data.text_pair_column, data.choices_column if task == "choice" else "")
+    return [name for name in names if name]
 
 
 def texts_of(rows: Rows, data: DataConfig, task: str) -> list[str]:
@@ -400,15 +480,16 @@ class Examples:
     """Texts with their labels as numbers, as training and evaluation take them.
 
     Attributes:
-        segments: lists of n strings: the texts, and the second texts of pairs.
+        segments: lists of n strings: the texts, and the second texts of pairs; of choices last a list of n lists, all
+            of one length and filled up with "" (`filled`).
         labels: an array whose first axis is n, or None: int32 `[n]` of classify, float32 `[n, classes]` of multilabel,
             float32 `[n]` of regress, int32 `[n, K, 3]` of tag (`tagging.targets`), int32 `[n, 2]` of span
-            (`spans.targets`).
+            (`spans.targets`), int32 `[n]` of choice.
         references: what metrics compare with, where that is more than the labels: n times the UTF-8 passage and the
             list of right answers (span).
     """
 
-    segments: tuple[list[str], ...]
+    segments: tuple[list[Any], ...]
     labels: Any = None
     references: Any = None
 
@@ -426,18 +507,29 @@ class Examples:
         return self.labels if self.references is None else self.references
 
 
-def lengths(examples: Examples, text: Any, chunk: int = 1024, cut: bool = True) -> np.ndarray:
-    """Tokens of each row, as they are or after cutting, int32 `[n]`; `text` is a `text.Text`."""
+def lengths(examples: Examples, text: Any, chunk: int = 1024, cut: bool = True, how: str = "row") -> np.ndarray:
+    """Tokens of each row, or of the longest of each example, as they are or after cutting, int32 `[n]`.
+
+    Args:
+        text: a `text.Text`.
+        how: the rows of an example, see `text.Text.read`.
+    """
     counts = [np.zeros(0, np.int32)]
     for i in range(0, len(examples), chunk):
-        part = [segment[i : i + chunk] for segment in examples.segments]
-        counts.append(text.count(*part) if cut else text(*part)["num_tokens"].numpy())
+        part = [encoded(segment[i : i + chunk]) for segment in examples.segments]
+        counts.append(text.count(*part, how=how) if cut else text.read(how, *part)["num_tokens"].numpy())
     return np.concatenate(counts)
 
 
-def encoded(texts: Iterable[str]) -> list[bytes]:
-    """UTF-8, also of strings that no decoder gives (lone surrogates)."""
-    return [text.encode("utf-8", "surrogatepass") for text in texts]
+def encoded(texts: Iterable[Any]) -> list[Any]:
+    """UTF-8, also of strings that no decoder gives (lone surrogates); of lists of strings too."""
+    return [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else encoded(text) for text in texts]
+
+
+def filled(choices: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Lists of choices, all as long as the longest; "" is no choice."""
+    width = max(map(len, choices), default=0)
+    return [[*row, *[""] * (width - len(row))] for row in choices]
 
 
 Prepare = Callable[..., dict[str, Any]]
@@ -482,11 +574,12 @@ def dataset(
     return tf.data.Dataset.from_tensor_slices(ragged).map(element).prefetch(4)
 
 
-def rows_of(text: Any) -> Prepare:
-    """Each text is a row.
+def rows_of(text: Any, targets: Callable[[Any, Any], Any] | None = None) -> Prepare:
+    """Each text is a row, or several where `text` makes several of it.
 
     Args:
         text: a `text.Text`, or a `tf.function` of one: it is traced for every dataset otherwise.
+        targets: labels and features -> what is to be learnt, see `heads.Head.targets`; None takes the labels.
     """
 
     def prepare(segments: Sequence[Any], labels: Any) -> dict[str, Any]:
@@ -494,13 +587,14 @@ def rows_of(text: Any) -> Prepare:
 
         made = text(*segments)
         features = {name: made[name] for name in FEATURES if name in made}
-        return {"features": features, "labels": labels, "weights": tf.ones(tf.shape(labels)[:1])}
+        wanted = labels if targets is None else targets(labels, features)
+        return {"features": features, "labels": wanted, "weights": tf.ones(tf.shape(labels)[:1])}
 
     return prepare
 
 
 def _fill_up(tensor: Any, shape: tuple[int, int]) -> Any:
-    """Pad `[b]` or `[b, t]` with zeros up to `shape`; labels `[b, n]` keep their width."""
+    """Pad `[b]`, `[b, t]` or `[b, s, t]` with zeros up to `shape`; sizes that are known stay."""
     import tensorflow as tf
 
     wanted = [shape[0], *(shape[1] if size is None else size for size in tensor.shape[1:])]

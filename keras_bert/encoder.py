@@ -56,15 +56,24 @@ class LayerNorm(keras.layers.Layer):
         self.gamma = self.add_weight(name="gamma", shape=(input_shape[-1],), initializer="ones")
         self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer="zeros")
 
-    def call(self, x: Tensor) -> Tensor:
-        return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon)
+    def call(self, x: Tensor, training: bool = False) -> Tensor:
+        return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon, training)
 
 
 class Dropout(keras.layers.Dropout):
-    """Dropout in training only (Srivastava et al. 2014), of any shape."""
+    """Dropout in training only (Srivastava et al. 2014), of any shape.
 
-    def call(self, x: Tensor, training: bool = False) -> Tensor:
-        return kernels.dropout(x, self.rate, self.seed_generator) if training and self.rate else x
+    A call draws its seed itself, or takes one that was drawn before with `draw`: then it can be done again.
+    """
+
+    def call(self, x: Tensor, training: bool = False, seed: Tensor = None) -> Tensor:
+        if not training or not self.rate:
+            return x
+        return kernels.dropout(x, self.rate, self.seed_generator if seed is None else seed)
+
+    def draw(self) -> Tensor:
+        """The seed of one call, None where nothing is dropped."""
+        return self.seed_generator.next() if self.rate else None
 
 
 class Table(keras.layers.Layer):
@@ -114,6 +123,7 @@ class Attention(keras.layers.Layer):
         where: Positions,
         positions: Tensor,
         training: bool = False,
+        seed: Tensor = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the new rows `[R, D]` and the probabilities `[B, N, T, S]`."""
         query, key, value = (self.heads(f(x), rows) for f in (self.query, self.key, self.value))
@@ -121,8 +131,8 @@ class Attention(keras.layers.Layer):
         scale = 1.0 / math.sqrt(self.config.hidden_dim // self.config.num_heads)
         scores = ops.matmul(query * ops.cast(scale, query.dtype), ops.transpose(key, (0, 1, 3, 2)))
         scores = where.scores(scores, query, positions)
-        probabilities = kernels.masked_softmax(scores, visible)
-        dropped = self.dropout(probabilities, training=training)
+        probabilities = kernels.masked_softmax(scores, visible, training)
+        dropped = self.dropout(probabilities, training=training, seed=seed)
         context = where.values(ops.matmul(dropped, value), dropped, positions)  # [B, N, T, H]
         context = ops.reshape(ops.transpose(context, (0, 2, 1, 3)), (-1, self.config.hidden_dim))
         return self.output_dense(context), probabilities
@@ -173,14 +183,25 @@ class Block(keras.layers.Layer):
         where: Positions,
         positions: Tensor,
         training: bool = False,
+        seeds: Sequence[Tensor] = (None, None, None),
     ) -> tuple[Tensor, Tensor]:
         """Rows `[R, D]` -> rows `[R, D]` and the attention probabilities `[B, N, T, S]`."""
         attended, probabilities = self.attention(
-            x, rows=rows, visible=visible, where=where, positions=positions, training=training
+            x, rows=rows, visible=visible, where=where, positions=positions, training=training, seed=seeds[0]
         )
-        x = self.attention_norm(x + self.dropout(attended, training=training))
-        x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x), training=training))
+        x = self.attention_norm(x + self.dropout(attended, training=training, seed=seeds[1]), training=training)
+        changed = self.dropout(self.feed_forward(x), training=training, seed=seeds[2])
+        x = self.feed_forward_norm(x + changed, training=training)
         return x, probabilities
+
+    def again(self, x: Tensor, **shared: Any) -> tuple[Tensor, Tensor]:
+        """`call`, of which only the inputs are kept: the rest is computed again where gradients need it.
+
+        Chen et al. 2016, https://arxiv.org/abs/1604.06174. The seeds are drawn first, so that both times the same is
+        dropped.
+        """
+        seeds = [dropout.draw() for dropout in (self.attention.dropout, self.dropout, self.dropout)]
+        return keras.remat(lambda x: self(x, **shared, seeds=seeds))(x)
 
 
 class Encoder(keras.Model):
@@ -192,6 +213,9 @@ class Encoder(keras.Model):
     Args:
         config: an `EncoderConfig`; `SIZES["base"]` and its neighbours are ready-made.
         dtype: "float32", "mixed_bfloat16" or "mixed_float16".
+
+    Attributes:
+        recompute: keep little of each block in training and compute it again for the gradients: less memory.
 
     Call arguments:
         features: int or bool tensors `[B, T]`.
@@ -209,7 +233,7 @@ class Encoder(keras.Model):
 
     def __init__(self, config: EncoderConfig, dtype: Any = None, name: str = "encoder", **kwargs: Any) -> None:
         super().__init__(dtype=dtype, name=name, **kwargs)
-        self.config = config
+        self.config, self.recompute = config, False
         policy = self.dtype_policy
         self.rule = choose(MASKS, config.attention_mask, "attention mask")
 
@@ -284,7 +308,7 @@ class Encoder(keras.Model):
         out: dict[str, Any] = {name: [] for name in ("layers", "attentions") if name in taps}
         x = rows.to_rows(embedded)
         for block in self.blocks:
-            x, probabilities = block(x, **shared, training=training)
+            x, probabilities = (block.again if self.recompute and training else block)(x, **shared, training=training)
             if "layers" in taps:
                 out["layers"].append(rows.to_batch(x))
             if "attentions" in taps:

@@ -8,7 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_bert.config import EncoderConfig
+from keras_bert.config import EncoderConfig, TrainConfig
+from keras_bert.plan import MIB, Plan
 
 GIB = 2**30
 TPU_SIGNS = ("ISTPUVM", "TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR")
@@ -50,13 +51,13 @@ class Hardware:
     def settings(self, encoder: EncoderConfig, max_seq_length: int, train_batch_size: int = 32) -> dict[str, Any]:
         """Fields of `TrainConfig` for training `encoder` on rows of at most `max_seq_length` tokens.
 
-        The batch stays what it is, so results do; where it does not fit into memory it is computed in parts. Half of
-        the memory is left to what cannot be counted.
+        The batch stays what it is, so results do; where it does not fit into memory it is computed in parts. A quarter
+        of the memory is left to what cannot be counted.
         """
         devices = 1 if self.kind == "CPU" else self.count
         rows = -(-train_batch_size // devices)
-        each = row_bytes(encoder, max_seq_length) // (1 if self.mixed_precision == "none" else 2)
-        fit = max(1, (self.memory // 2 - 16 * parameters(encoder)) // each)
+        plan = Plan(encoder, TrainConfig(mixed_precision=self.mixed_precision, grad_accum_steps=2))
+        fit = max(1, plan.largest(0.75 * self.memory / MIB, max_seq_length))
         return {
             "train_batch_size": train_batch_size,
             "grad_accum_steps": min(-(-rows // fit), train_batch_size),
@@ -98,20 +99,3 @@ def gpu_memory() -> int:
         return min(int(line) for line in said.split()) * 2**20
     except (OSError, ValueError, subprocess.SubprocessError):
         return 8 * GIB
-
-
-def parameters(encoder: EncoderConfig) -> int:
-    """Weights of an encoder, pooler included."""
-    width, inner = encoder.hidden_dim, encoder.intermediate_dim
-    block = 4 * width * (width + 1) + 2 * width * inner + inner + 5 * width
-    tables = (encoder.vocab_size + encoder.max_positions + encoder.num_segments + 2) * width
-    return tables + encoder.num_layers * block + width * (width + 1)
-
-
-def row_bytes(encoder: EncoderConfig, length: int) -> int:
-    """Float32 activations that training keeps of one row, in bytes.
-
-    A block keeps some 14 vectors of the hidden size and 3 of the inner size for each token, and 3 tables of attention.
-    """
-    vectors = 14 * encoder.hidden_dim + 3 * encoder.intermediate_dim
-    return 4 * encoder.num_layers * length * (vectors + 3 * encoder.num_heads * length)

@@ -23,8 +23,13 @@ DIFFERS = ("created", "files.saved_model.pb", "files.fingerprint.pb", "files.REA
 anew in each process."""
 PIPELINES = {
     **dict.fromkeys(("classify", "multilabel", "regress"), "text-classification"),
+    "choice": "multiple-choice",
+    "similarity": "sentence-similarity",
+    "embed": "feature-extraction",
     "tag": "token-classification",
     "span": "question-answering",
+    "fill_mask": "fill-mask",
+    "generate": "text2text-generation",
 }
 
 

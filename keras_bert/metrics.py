@@ -1,11 +1,15 @@
 """Metrics over whole evaluation sets, in NumPy. Definitions are those of scikit-learn, SciPy, seqeval and SQuAD."""
 
+import importlib
 import re
 import string
 from collections import Counter
 from collections.abc import Sequence, Set
+from typing import Any
 
 import numpy as np
+
+from keras_bert.errors import ConfigError
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
@@ -59,6 +63,62 @@ def multilabel(labels: np.ndarray, active: np.ndarray) -> dict[str, float]:
         "f1": float(_ratio(2 * hit.sum(), given.sum() + true.sum())),
         "macro_f1": float(_ratio(2 * hit, given + true).mean()),
     }
+
+
+# === Scores and labels: where to cut, and whether they can be believed ===
+
+
+def f1_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The threshold with the best F1 of what lies above it, half-way between two scores; 0.5 where nothing is true.
+
+    Args:
+        labels, scores: 0 or 1, and a score from 0 to 1, of the same shape.
+    """
+    labels, scores = labels.reshape(-1).astype(np.float64), scores.reshape(-1).astype(np.float64)
+    if not labels.any():
+        return 0.5
+    order = np.argsort(-scores, kind="stable")
+    labels, scores = labels[order], scores[order]
+    f1 = 2 * np.cumsum(labels) / (np.arange(1, len(labels) + 1) + labels.sum())
+    below = np.append(scores[1:], 0.0)
+    best = int(np.where(scores > below, f1, -1.0).argmax())  # equal scores are cut off alike
+    return float(np.clip((scores[best] + below[best]) / 2, 1e-6, 1 - 1e-6))
+
+
+def nested_thresholds(labels: np.ndarray, scores: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """The threshold of each row, `[n]`, chosen without the rows of its own part: what tuning is honestly worth.
+
+    Args:
+        labels, scores: `[n]` or `[n, labels]`, see `f1_threshold`.
+        parts: int `[n]`, such as the number of the fold.
+    """
+    chosen = np.empty(len(parts), np.float64)
+    for part in np.unique(parts):
+        others = parts != part
+        chosen[~others] = f1_threshold(labels[others], scores[others])
+    return chosen
+
+
+def reliability(sure: np.ndarray, right: np.ndarray, bins: int = 15) -> tuple[dict[str, np.ndarray], float]:
+    """How sure a model is against how often it is right, and the expected calibration error (Guo et al. 2017).
+
+    Args:
+        sure, right: probabilities, and 0 or 1, `[n]`.
+
+    Returns:
+        Of each of the equal bins of (0, 1] that holds any: `sure` and `right`, the means, and `count`; and the mean
+        difference of the two, weighted by the counts.
+    """
+    sure, right = sure.astype(np.float64), right.astype(np.float64)
+    where = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(where, minlength=bins)
+    there = count > 0
+    table = {
+        name: np.bincount(where, values, bins)[there] / count[there]
+        for name, values in (("sure", sure), ("right", right))
+    }
+    error = float((np.abs(table["sure"] - table["right"]) * count[there]).sum() / max(len(sure), 1))
+    return table | {"count": count[there]}, error
 
 
 def regression(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -147,6 +207,64 @@ def best_threshold(given: np.ndarray, kept: np.ndarray, odds: np.ndarray) -> tup
     around = odds[order[max(best - 1, 0) : best + 1]]
     threshold = around.mean() if best else around[0] - 1.0
     return float((kept.sum() + totals[best]) / len(odds)), float(threshold)
+
+
+# === Words ===
+
+
+def cloze(wanted: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Share of the masks whose word is among the best k, `p_at_k`, for k = 1, 5, 10 and the most there is; `mrr`.
+
+    Args:
+        wanted: numbers of the right words, int `[n, E]`, -1 where there is no mask.
+        found: numbers of the best words, int `[n, M, k]`; what is beyond M was not answered, and counts as wrong.
+    """
+    masks = min(wanted.shape[1], found.shape[1])
+    hits = (found[:, :masks] == wanted[:, :masks, np.newaxis]) & (wanted[:, :masks, np.newaxis] >= 0)
+    size, total = found.shape[2], max(int((wanted >= 0).sum()), 1)
+    shares = {f"p_at_{k}": float(hits[:, :, :k].any(2).sum() / total) for k in (1, 5, 10, size) if k <= size}
+    return shares | {"mrr": float((hits / np.arange(1, size + 1)).sum() / total)}
+
+
+def generation(references: Sequence[str], found: Sequence[str]) -> dict[str, float]:
+    """`rouge_l` (the mean F1 of rouge-score), `bleu` (of the whole set, sacrebleu) and `exact_match`, from 0 to 1.
+
+    Case counts for none of them, white space not for `exact_match`; an ideograph is a word of its own.
+
+    Raises:
+        ConfigError: one of the libraries is not installed.
+    """
+    scorer, bleu = generation_libraries()
+    golds, texts = ([IDEOGRAPH.sub(r" \1 ", text.lower()) for text in row] for row in (references, found))
+    rouge = scorer.RougeScorer(["rougeL"], tokenizer=_Words())
+    scores = [rouge.score(gold, text)["rougeL"].fmeasure for gold, text in zip(golds, texts, strict=True)]
+    same = ["".join(gold.split()) == "".join(text.split()) for gold, text in zip(golds, texts, strict=True)]
+    return {
+        "rouge_l": float(np.mean(scores)) if scores else 0.0,
+        "bleu": float(bleu.corpus_bleu(texts, [golds]).score) / 100 if texts else 0.0,
+        "exact_match": float(np.mean(same)) if same else 0.0,
+    }
+
+
+def generation_libraries() -> tuple[Any, Any]:
+    """`rouge_score.rouge_scorer` and `sacrebleu`.
+
+    Raises:
+        ConfigError: one of them is not installed.
+    """
+    try:
+        return importlib.import_module("rouge_score.rouge_scorer"), importlib.import_module("sacrebleu")
+    except ImportError as error:
+        raise ConfigError(
+            f"ROUGE and BLEU need rouge-score and sacrebleu ({error}); `pip install keras3-bert[generate]`"
+        ) from error
+
+
+class _Words:
+    """A tokenizer as rouge-score wants it, for any script."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"[^\W_]+", text)
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_bert import rules
+from keras_bert import kernels, rules
 from keras_bert.config import EncoderConfig, OptimizerConfig, choose, from_dict, to_dict
 from keras_bert.errors import ConfigError
 
@@ -26,6 +27,25 @@ def layer_rates(encoder: EncoderConfig, decay: float) -> list[tuple[str, float]]
     layers = encoder.num_layers
     blocks = [(rf"(^|/)encoder/block_{i}/", decay ** (layers - i)) for i in range(layers)]
     return [*blocks, (r"(^|/)encoder/", decay ** (layers + 1)), (".*", 1.0)]
+
+
+def learning(encoder: EncoderConfig, freeze_layers: int) -> list[tuple[str, bool]]:
+    """Which weights learn, by weight path: all with -1, else neither the embeddings nor that many of the lowest blocks.
+
+    Raises:
+        ConfigError: the encoder has fewer blocks.
+    """
+    layers = encoder.num_layers
+    if freeze_layers > layers:
+        raise ConfigError(f"freeze_layers {freeze_layers} is more than the {layers} layers of the model")
+    blocks = [(rf"(^|/)encoder/block_{i}/", i >= freeze_layers) for i in range(layers)]
+    return [*blocks, (r"(^|/)encoder/", freeze_layers < 0), (".*", True)]
+
+
+def freeze(network: keras.Model, freeze_layers: int) -> None:
+    """Make weights of `network`, whose `encoder` bears a config, stay as they are: no gradient, decay or slot."""
+    for variable in network.trainable_variables:
+        variable.trainable = rules.match(learning(network.encoder.config, freeze_layers), variable.path)
 
 
 # === Schedules ===
@@ -139,28 +159,38 @@ class AdamW(keras.optimizers.Optimizer):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         index = self._get_variable_index(variable)
         first, second = self.first[index], self.second[index]
-        beta_1, beta_2 = self.config.beta_1, self.config.beta_2
+        # As float32 has them: 1 - 0.999 would be off by 5e-5 where a kernel subtracts in float32.
+        beta_1, beta_2 = (float(np.float32(beta)) for beta in (self.config.beta_1, self.config.beta_2))
         if hasattr(gradient, "dense_shape"):  # rows of a table, one per look-up: to be summed before the square
             gradient = ops.scatter(ops.expand_dims(gradient.indices, -1), gradient.values, variable.shape)
         gradient = ops.cast(gradient, variable.dtype)
         rate = ops.cast(learning_rate, variable.dtype) * self.rates[index]
         step = ops.cast(self.iterations + 1, variable.dtype)
-        unbias = ops.sqrt(_one_minus_power(beta_2, step))
-        correction = unbias / _one_minus_power(beta_1, step)
-        self.assign_add(first, (gradient - first) * (1.0 - beta_1))
-        self.assign_add(second, (ops.square(gradient) - second) * (1.0 - beta_2))
         # m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps), with the corrections pulled out of the tensors
-        root = ops.sqrt(second) + self.config.epsilon * unbias
-        self.assign_sub(variable, self.change(variable, first, correction, root, rate, self.decays[index]))
+        unbias = ops.sqrt(_one_minus_power(beta_2, step))
+        correction, epsilon = unbias / _one_minus_power(beta_1, step), self.config.epsilon * unbias
+        moments, betas, decay = (first, second), (beta_1, beta_2), self.decays[index]
+        self.change(variable, gradient, moments, betas, correction, epsilon, rate, decay)
         if self.averages:
             average = self.averages[index]
             decay = ops.minimum(self.config.ema_decay, step / (9.0 + step))
             self.assign_add(average, (variable - average) * (1.0 - decay))
 
-    def change(self, variable: Any, first: Any, correction: Any, root: Any, rate: Any, decay: float) -> Any:
-        """What is taken from `variable`: `rate * (first * correction / root + decay * variable)`."""
-        change = first * (rate * correction) / root
-        return change + variable * (rate * decay) if decay else change
+    def change(
+        self,
+        variable: Any,
+        gradient: Any,
+        moments: tuple[Any, Any],
+        betas: tuple[float, float],
+        correction: Any,
+        epsilon: Any,
+        rate: Any,
+        decay: float,
+    ) -> None:
+        """Take `rate * (decay * variable + Adam's step)` from `variable`, and move its moments."""
+        if decay:
+            self.assign_sub(variable, variable * (rate * decay))
+        kernels.adam(variable, moments, gradient, rate * correction, betas, epsilon)
 
 
 class Lamb(AdamW):
@@ -169,13 +199,26 @@ class Lamb(AdamW):
     Weights that do not decay (biases, layer norms) are not scaled, as in the authors' code.
     """
 
-    def change(self, variable: Any, first: Any, correction: Any, root: Any, rate: Any, decay: float) -> Any:
+    def change(
+        self,
+        variable: Any,
+        gradient: Any,
+        moments: tuple[Any, Any],
+        betas: tuple[float, float],
+        correction: Any,
+        epsilon: Any,
+        rate: Any,
+        decay: float,
+    ) -> None:
         if not decay:
-            return super().change(variable, first, correction, root, rate, decay)
-        change = first * correction / root + variable * decay
+            super().change(variable, gradient, moments, betas, correction, epsilon, rate, decay)
+            return
+        first, second = moments
+        kernels.move(moments, gradient, betas)
+        change = first * correction / (ops.sqrt(second) + epsilon) + variable * decay
         size, step = ops.sqrt(ops.sum(ops.square(variable))), ops.sqrt(ops.sum(ops.square(change)))
         scale = ops.where(ops.logical_and(size > 0, step > 0), size / ops.maximum(step, 1e-30), 1.0)
-        return change * (rate * scale)
+        self.assign_sub(variable, change * (rate * scale))
 
 
 OPTIMIZERS: dict[str, type[AdamW]] = {"adamw": AdamW, "lamb": Lamb}

@@ -46,6 +46,17 @@ def waterfall(lengths: Lengths, room: int) -> Lengths:
     return kept
 
 
+def before_target(most: int) -> Callable[[Lengths, int], Lengths]:
+    """The first segment leaves room for a second of `most` tokens, its [SEP] included, whether it is there or not."""
+
+    def share(lengths: Lengths, room: int) -> Lengths:
+        first, *targets = lengths
+        left = room - most + len(targets)
+        return [tf.minimum(first, left), *(tf.minimum(length, most - 1) for length in targets)]
+
+    return share
+
+
 SHARES: dict[str, Callable[[Lengths, int], Lengths]] = {
     "longest_first": longest_first,
     "round_robin": longest_first,

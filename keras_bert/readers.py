@@ -1,18 +1,21 @@
-"""Files of entities (CoNLL columns, BIO and CLUENER JSON) and of questions (SQuAD, CMRC), as rows with their labels.
+"""Files of entities (CoNLL, BIO and CLUENER JSON), of questions (SQuAD, CMRC) and of choices, as rows with labels.
 
 The label of a text with entities is a list of `(start, end, type)`, that of a question a list of `(start, answer)`, in
-characters; a start of -1 is an answer that is not in the passage. What can be read in one way only is read so; what is
-wrong with single rows is counted and listed, and too much of it is an error.
+characters; a start of -1 is an answer that is not in the passage. That of choices is the number of the right one. What
+can be read in one way only is read so; what is wrong with single rows is counted and listed, and too much of it is an
+error.
 
 Rules: a line of CoNLL holds a word first and its tag last, with spaces or a tab between; blank lines end a sentence,
 `-DOCSTART-` lines a document. The text of a sentence is its words with a space between. I- without anything to go on
 with begins an entity, as conlleval has it; `--tag_scheme=iob2` or `bioes` refuses it. JSON is one object, an array of
 them, or objects one after another, and ends of entities in `label` objects (CLUENER) are of the last character, in
 lists behind it. Of entities that overlap the longest counts. An answer that is not where the file says is taken from
-the nearest place that holds it.
+the nearest place that holds it. All labels of a file of choices are said in one way: by what the file calls a choice,
+by number from 0, by letter, or by text.
 """
 
 import json
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +25,11 @@ from typing import Any
 import numpy as np
 
 from keras_bert.config import DataConfig, choose
-from keras_bert.data import Rows, find, read, read_text
+from keras_bert.data import Rows, encode_labels, find, read, read_text
 from keras_bert.errors import DataError
 from keras_bert.tags import Span, spans_of
+from keras_bert.vocabulary import MASK
+from keras_bert.wordpiece import UNKNOWN, WordPiece
 
 Say = Callable[[str], None]
 TAG = re.compile(r"O|([BIESLU])-(\S.*)")
@@ -95,7 +100,7 @@ def read_labelled(task: str, pattern: str | Path, data: DataConfig, how: Reading
     if task not in READERS:
         return read(pattern, columns)
     kinds = {Path(path).suffix.lower() for path in find(pattern)}
-    if not how.labelled and kinds <= {*TABLES, *[".jsonl"] * (task == "span")}:
+    if not how.labelled and task != "choice" and kinds <= {*TABLES, *[".jsonl"] * (task == "span")}:
         return read(pattern, columns)
     found = [READERS[task](path, data, how) for path in find(pattern)]
     names = [name for name in found[0].columns if all(name in rows.columns for rows in found)]
@@ -411,7 +416,313 @@ def encode_answers(rows: Rows, data: DataConfig) -> np.ndarray:
     return encoded
 
 
-READERS: dict[str, Callable[[str, DataConfig, Reading], Rows]] = {"tag": read_entities, "span": read_questions}
+# === Choices ===
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question as a file has it: where, its columns, its choices, and what the file calls them, if it does."""
+
+    line: int
+    columns: dict[str, str]
+    choices: list[str]
+    names: list[str]
+
+
+def read_choices(path: str, data: DataConfig, how: Reading) -> Rows:
+    """A file of questions with choices: a table, JSON, CommonsenseQA's or C3's.
+
+    A choice that is empty is none. In CommonsenseQA's layout the text is the stem of the question; in C3's the passage,
+    and the second text is the question.
+    """
+    columns = [c for c in (data.text_column, data.text_pair_column, data.label_column if how.labelled else "") if c]
+    if data.choices_column in (*columns, data.label_column):
+        raise DataError(f"{path}: --choices_column={data.choices_column} is also the column of a text or of the label")
+    unit = "line"
+    if Path(path).suffix.lower() in TABLES:
+        found = _table_choices(path, data, columns)
+    else:
+        items = _c3(path, data)
+        unit = "question" if items else "line"
+        found = [_json_choices(f"{path}, {unit} {n}", n, item, data) for n, item in items or _objects(path)]
+    for question in found:
+        where = f"{path}, {unit} {question.line}"
+        missing = [name for name in columns if name not in question.columns]
+        if missing:
+            raise DataError(f"{where}: has no {', '.join(missing)}; it has {', '.join(question.columns)}")
+        if sum(bool(choice) for choice in question.choices) < 2:
+            raise DataError(f"{where}: needs two choices at least, got {question.choices}")
+    kept = [data.text_column, *[data.text_pair_column] * bool(data.text_pair_column)]
+    kept += [data.id_column] * all(data.id_column in question.columns for question in found)
+    table: dict[str, list[Any]] = {name: [q.columns[name] for q in found] for name in kept}
+    table[data.choices_column] = [q.choices for q in found]
+    if how.labelled:
+        table[data.label_column] = _right(found, data.label_column, lambda q: f"{path}, {unit} {q.line}")
+    return Rows(table, [path] * len(found), [q.line for q in found], unit)
+
+
+def _table_choices(path: str, data: DataConfig, columns: Sequence[str]) -> list[Question]:
+    rows = read(path, columns)
+    names = _choice_columns(f"{path}, line 1", list(rows.columns), data.choices_column)
+    return [
+        Question(line, {name: rows[name][i] for name in rows.columns}, [rows[name][i] for name in names], [])
+        for i, line in enumerate(rows.lines)
+    ]
+
+
+def _choice_columns(where: str, columns: Sequence[str], wanted: str) -> list[str]:
+    """The columns of choices: a comma list of them, or those of a prefix and a number, such as choice0 and choice1."""
+    names = wanted.split(",")
+    if len(names) == 1:
+        numbered = re.compile(re.escape(wanted.removesuffix("s")) + r"s?_?([0-9]+)")
+        found = {int(match[1]): match[0] for match in map(numbered.fullmatch, columns) if match}
+        names = [found[number] for number in sorted(found)]
+    if len(names) < 2 or not set(names) <= set(columns):
+        raise DataError(
+            f"{where}: has no choices under {wanted!r} (--choices_column); its columns are {', '.join(columns)}"
+        )
+    return names
+
+
+def _json_choices(where: str, line: int, item: dict[str, Any], data: DataConfig) -> Question:
+    stem = item.get("question")
+    if isinstance(stem, dict):  # CommonsenseQA, ARC, OpenBookQA
+        item = item | {data.text_column: stem.get("stem"), data.choices_column: stem.get("choices")}
+    elif isinstance(stem, str):  # the same, as Hugging Face has them
+        item = {data.text_column: stem} | item
+    if "answerKey" in item:
+        item = {data.label_column: item["answerKey"]} | item
+    given: Any = item.get(data.choices_column)
+    if given is None:
+        given = [item[name] for name in _choice_columns(where, list(item), data.choices_column)]
+    names: list[Any] = []
+    if isinstance(given, dict):
+        names, given = given.get("label", []), given.get("text")
+    elif isinstance(given, list) and all(isinstance(one, dict) for one in given):
+        names, given = [one.get("label") for one in given], [one.get("text") for one in given]
+    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        raise DataError(f"{where}: {data.choices_column} is no list of choices")
+    if names and (len(names) != len(given) or not all(isinstance(name, str) for name in names)):
+        raise DataError(f"{where}: a choice needs text and label")
+    plain = {name: value for name, value in item.items() if isinstance(value, str | int | float)}
+    columns = {name: value if isinstance(value, str) else json.dumps(value) for name, value in plain.items()}
+    return Question(line, columns, given, names)
+
+
+def _c3(path: str, data: DataConfig) -> list[tuple[int, dict[str, Any]]]:
+    """The questions of C3: `[[lines of a passage], [{question, choice, answer}], id]` each; none where it is no C3."""
+    content = read_text(path).lstrip()
+    if not re.match(r"\[\s*\[", content):
+        return []
+    try:
+        items = json.loads(content)
+        found = [
+            {
+                data.text_column: "\n".join(passage),
+                data.text_pair_column: asked["question"],
+                data.choices_column: asked["choice"],
+                data.id_column: f"{name}-{number}",
+                **({data.label_column: asked["answer"]} if "answer" in asked else {}),
+            }
+            for passage, questions, name in items
+            for number, asked in enumerate(questions, 1)
+        ]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(f"{path}: is not in the layout of C3 ({error})") from error
+    if not data.text_pair_column:
+        raise DataError(f"{path}: has passages and questions; name the column of the questions: --text_pair_column")
+    return list(enumerate(found, 1))
+
+
+WAYS: dict[str, Callable[[Question, str], int | None]] = {
+    "the label of a choice": lambda q, label: _index(q.names, label),
+    "a number from 0": lambda q, label: int(label) if re.fullmatch("[0-9]{1,6}", label) else None,
+    "a letter": lambda q, label: ord(label) - ord("A") if re.fullmatch("[A-Z]", label) else None,
+    "the text of a choice": lambda q, label: _index(q.choices, label),
+}
+"""How a label says which choice is right; the first wins where a file names its choices."""
+
+
+def _right(found: Sequence[Question], column: str, where: Callable[[Question], str]) -> list[int]:
+    """The number of the right choice of each question; all are said in one way.
+
+    Raises:
+        DataError: one cannot be found, or two ways fit and mean different choices.
+    """
+
+    def number(way: str, question: Question) -> int:
+        at = WAYS[way](question, question.columns[column])
+        return at if at is not None and at < len(question.choices) and question.choices[at] else -1
+
+    numbers = {way: [number(way, question) for question in found] for way in WAYS}
+    fits = [way for way, values in numbers.items() if -1 not in values]
+    if not fits:
+        best = max(numbers, key=lambda way: sum(value >= 0 for value in numbers[way]))
+        wrong = found[numbers[best].index(-1)]
+        raise DataError(
+            f"{where(wrong)}: the {column} {wrong.columns[column]!r} is not {best} as in other rows; the choices are "
+            f"{wrong.choices}"
+        )
+    for way in fits[1:] if not found[0].names else ():
+        for first, second, question in zip(numbers[fits[0]], numbers[way], found, strict=True):
+            if first != second:
+                raise DataError(
+                    f"{where(question)}: the {column} {question.columns[column]!r} could be {fits[0]} or {way}, which "
+                    "are different choices; write letters from A instead"
+                )
+    return numbers[fits[0]]
+
+
+def _index(values: Sequence[str], value: str) -> int | None:
+    """Where the value is, if it is there once."""
+    return values.index(value) if values.count(value) == 1 else None
+
+
+def encode_choices(rows: Rows, data: DataConfig) -> np.ndarray:
+    """The number of the right choice, int32 `[rows]`.
+
+    Raises:
+        DataError: there is no such choice.
+    """
+    for i, (choices, right) in enumerate(zip(rows[data.choices_column], rows[data.label_column], strict=True)):
+        if not isinstance(right, int) or not 0 <= right < len(choices) or not choices[right]:
+            raise DataError(f"{rows.where(i)}: the label {right!r} is no number of one of the choices {choices}")
+    return np.array(rows[data.label_column], np.int32)
+
+
+# === Masks ===
+
+MASKED_SHARE = 0.15
+
+
+def read_masked(path: str, data: DataConfig, how: Reading) -> Rows:
+    """A table of texts with masks, and of the words that belong there; or plain lines of text (.txt), without words."""
+    if Path(path).suffix.lower() != ".txt":
+        return read(path, [data.text_column, *[data.label_column] * how.labelled])
+    lines = [(number, line.strip()) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    if not lines:
+        raise DataError(f"{path}: holds no text")
+    return Rows({data.text_column: [line for _, line in lines]}, [path] * len(lines), [number for number, _ in lines])
+
+
+def encode_words(rows: Rows, data: DataConfig, wordpiece: WordPiece) -> np.ndarray:
+    """The number of the piece that belongs at each mask, int32 `[rows, E]`, filled up with -1.
+
+    Raises:
+        DataError: there are not as many words as masks, or one is no single piece of the vocabulary.
+    """
+    found: list[list[int]] = []
+    for i, (text, label) in enumerate(zip(rows[data.text_column], rows[data.label_column], strict=True)):
+        words, count = label.split(), text.count(MASK)
+        if not count or len(words) != count:
+            where = f"{rows.where(i)}: {count} {MASK} in the text"
+            raise DataError(f"{where}, but {len(words)} words in {data.label_column}")
+        pieces = [[wordpiece.index[w]] if w in wordpiece.index else wordpiece.tokenize(w).ids for w in words]
+        for word, ids in zip(words, pieces, strict=True):
+            if len(ids) != 1 or ids[0] == wordpiece.index[UNKNOWN]:
+                raise DataError(f"{rows.where(i)}: {word!r} is no piece of the vocabulary, so no mask can stand for it")
+        found.append([ids[0] for ids in pieces])
+    encoded = np.full((len(found), max(map(len, found), default=1)), -1, np.int32)
+    for i, ids in enumerate(found):
+        encoded[i, : len(ids)] = ids
+    return encoded
+
+
+def draw_masks(rows: Rows, data: DataConfig, wordpiece: WordPiece, tokens: int, most: int, seed: int) -> Rows:
+    """Texts with a mask in the place of some words, and these words as the label; the same for the same seed.
+
+    Words that are one piece of the vocabulary are drawn, `MASKED_SHARE` of those of a text, one at least. Texts without
+    such a word are left out.
+
+    Args:
+        tokens: of a text from which is drawn; behind them it may be cut.
+        most: masks of a text.
+
+    Raises:
+        DataError: no text has such a word.
+    """
+    kept, texts, labels = [], [], []
+    for i, text in enumerate(rows[data.text_column]):
+        found = wordpiece.tokenize(text)
+        pieces = [*found.pieces[:tokens], "##"]
+        whole = [
+            at
+            for at, piece in enumerate(pieces[:-1])
+            if not piece.startswith("##") and not pieces[at + 1].startswith("##") and piece.isalnum()
+        ]
+        if not whole or MASK in text:
+            continue
+        count = min(most, max(1, round(MASKED_SHARE * len(whole))))
+        chosen = sorted(random.Random(f"{seed}/{i}").sample(whole, count))
+        for at in reversed(chosen):
+            start, end = found.characters[at]
+            text = text[:start] + MASK + text[end:]
+        kept.append(i)
+        texts.append(text)
+        labels.append(" ".join(pieces[at] for at in chosen))
+    if not kept:
+        raise DataError(f"{rows.files[0]}: no text has a word that is one piece of the vocabulary")
+    return Rows(
+        {data.text_column: texts, data.label_column: labels},
+        [rows.files[i] for i in kept],
+        [rows.lines[i] for i in kept],
+    )
+
+
+# === Targets ===
+
+
+def targets(rows: Rows, data: DataConfig) -> list[str]:
+    """The texts that are to be generated.
+
+    Raises:
+        DataError: one is empty.
+    """
+    for i, target in enumerate(rows[data.label_column]):
+        if not target.strip():
+            raise DataError(f"{rows.where(i)}: no {data.label_column}; every text needs a target")
+    return rows[data.label_column]
+
+
+# === Pairs ===
+
+
+def read_pairs(path: str, data: DataConfig, how: Reading) -> Rows:
+    """A table of pairs, with their scores, or without: then all pairs mean the same."""
+    rows = read(path, [data.text_column, data.text_pair_column])
+    if how.labelled and data.label_column not in rows.columns:
+        how.say(f"{path}: no column {data.label_column!r} (--label_column), so each pair means the same")
+    return rows
+
+
+def encode_pairs(rows: Rows, data: DataConfig, max_score: float) -> np.ndarray:
+    """Numbers of the first and of the second text, equal ones alike, from 1, and the score, float32 `[rows, 3]`.
+
+    Args:
+        max_score: the score that becomes 1.
+
+    Raises:
+        DataError: a score is no number, or further from 0 than `max_score`.
+    """
+    columns = [rows[name] for name in (data.text_column, data.text_pair_column)]
+    numbers: dict[str, int] = {}
+    ids = [[numbers.setdefault(text.strip().casefold(), len(numbers) + 1) for text in column] for column in columns]
+    scores: Any = np.ones(len(rows), np.float32)
+    if data.label_column in rows.columns:
+        scores = encode_labels(rows, data.label_column, "regress", ()) / np.float32(max_score)
+        for i in np.flatnonzero(np.abs(scores) > 1)[:1]:
+            found = rows[data.label_column][i]
+            raise DataError(f"{rows.where(i)}: score {found} is beyond {max_score:g}; give the highest as --max_score")
+    return np.stack([*np.array(ids, np.float32), scores], axis=1)
+
+
+READERS: dict[str, Callable[[str, DataConfig, Reading], Rows]] = {
+    "tag": read_entities,
+    "span": read_questions,
+    "choice": read_choices,
+    "similarity": read_pairs,
+    "fill_mask": read_masked,
+}
 """The tasks that have files of their own."""
 
 

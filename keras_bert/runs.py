@@ -26,7 +26,7 @@ try:
 except ImportError:  # Windows, where TensorFlow Text does not run either
     fcntl = None  # type: ignore[assignment]
 
-METRICS_FILE, LOCK_FILE, STATES = "metrics.jsonl", ".lock", "checkpoints"
+METRICS_FILE, FINAL_FILE, LOCK_FILE, STATES = "metrics.jsonl", "final_metrics.json", ".lock", "checkpoints"
 SCHEMA = 1
 Arrays = dict[str, np.ndarray]
 
@@ -55,6 +55,22 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """`final_metrics.json` of a run; None where it has not come to its end.
+
+    Raises:
+        CheckpointError: it is broken.
+    """
+    path = folder / FINAL_FILE
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if found is not None and not isinstance(found, dict):
+        raise CheckpointError(f"{path}: holds no object")
+    return found
 
 
 class States:

@@ -13,16 +13,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_bert import golden, manifest, op_check, packing, warmup
-from keras_bert.config import HeadConfig, WindowConfig, choose, to_dict
+from keras_bert import generation, golden, manifest, op_check, packing, warmup
+from keras_bert.config import VECTORS, HeadConfig, WindowConfig, choose, to_dict
 from keras_bert.errors import CheckpointError
-from keras_bert.heads import Network
+from keras_bert.grouping import by_length
+from keras_bert.heads import Embed, Network, as_rows
 from keras_bert.tokenizer import character_offsets
 from keras_bert.trial import IDS, Trial
 from keras_bert.versions import publishing
+from keras_bert.vocabulary import MASK
 
 Tensors = dict[str, tf.Tensor]
 DTYPES = (tf.float32, tf.int32, tf.string, tf.bool)
@@ -46,6 +49,7 @@ class Served:
     """
 
     def __init__(self, text_layer: Any, network: Network, pair: bool, windows: WindowConfig | None = None) -> None:
+        text_layer = network.head.reading(text_layer)
         self.text_layer, self.head, self.pair = text_layer, network.head, pair
         self.windows = windows or network.head.windows(text_layer.config.max_seq_length)
         if self.windows.max_windows > 1 and not self.head.located:
@@ -53,16 +57,20 @@ class Served:
         # Raw variables, not the Keras model: with the model as a child, the graph gets two handles for each
         # variable and TensorFlow 1 loaders, among them TensorFlow Serving, restore only one of them.
         self.weights = [v.value for v in network.weights if "seed_generator" not in v.path]
-        self.num_positions = network.encoder.config.max_positions
+        self.num_positions = network.encoder.config.max_positions - network.head.reserved
         self.vocab_size = network.encoder.config.vocab_size
         self.texts = [tf.TensorSpec([None], tf.string, name=n) for n in ("text", "text_pair")[: 1 + pair]]
+        if network.head.reads == "choices":
+            self.texts.append(tf.TensorSpec([None, None], tf.string, name="choices"))
         ids = [tf.TensorSpec([None, None], tf.int32, n) for n in ("token_ids", "segment_ids")]
         ids.append(tf.TensorSpec([None, None], tf.bool, "padding_mask"))
 
         def run(token_ids: Any, segment_ids: Any, padding_mask: Any) -> Tensors:
             features = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
-            taps = network.encoder(features, taps=sorted({*network.head.taps, "sequence"}), training=False)
+            taps = network.encoded(features, sorted({*network.head.taps, "sequence"}))
             found = {"logits": network.head(taps, training=False), "sequence": taps["sequence"]}
+            if isinstance(network.head, Embed):
+                found["vectors"] = network.head.readout(taps)
             if hasattr(network.head, "pooler"):
                 found["pooled"] = network.head.pooler(taps["sequence"])
             return {name: ops.cast(value, "float32") for name, value in found.items()}
@@ -72,12 +80,21 @@ class Served:
                 return text_layer.located(self.windows, *texts) | {"strings": tf.identity(texts[-1])}
             if self.windows.max_windows > 1:
                 return text_layer.windows(self.windows, *texts)
-            features = text_layer(*texts)
+            features = text_layer.read(self.head.reads, *texts) | {"strings": tf.identity(texts[-1])}
             return features | {"num_windows": tf.ones_like(features["num_tokens"])}
 
+        def run_next(token_ids: Any, segment_ids: Any, padding_mask: Any, place: Any) -> tf.Tensor:
+            features = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
+            taps = network.encoded(features, network.head.taps) | {"places": place[:, tf.newaxis]}
+            return ops.cast(network.head(taps, training=False), "float32")[:, 0]
+
         self.network = tf.function(run, ids, autograph=False)
+        self.next = tf.function(run_next, [*ids, tf.TensorSpec([None], tf.int32, "place")], autograph=False)
         self.features = tf.function(read, self.texts, autograph=False)
-        self.rows = tf.function(text_layer.offsets, self.texts, autograph=False)
+        vectors = [spec for spec in self.texts if spec.shape.rank == 1]
+        if network.head.reads in ROWS:
+            vectors = [tf.TensorSpec([None], tf.string)] * ROWS[network.head.reads]
+        self.rows = tf.function(text_layer.offsets, vectors, autograph=False)
 
     def answer(self, *texts: Any) -> Tensors:
         """Strings `[B]` to answers: from raw text to what a client gets.
@@ -85,11 +102,14 @@ class Served:
         Returns:
             `label` and `score` `[B]`, `labels`, `scores` and `class_ids` `[B, n]` from the best to the worst
             (classify); `labels`, `scores`, `class_ids` and `active` `[B, n]` in the order of the labels
-            (multilabel); `score` `[B]` (regress); `types`, `texts`, `scores`, `starts`, `ends` and `start_bytes`,
-            `end_bytes` `[B, E]` of the first `num_entities` (tag); `answer`, `score`, `start`, `end`, `start_byte`,
-            `end_byte`, `null_score_diff` `[B]`, and `nbest_answers` and the like `[B, n]` (span); always
-            `num_tokens`, `num_windows` int32 `[B]` and `truncated` bool `[B]`. Floats are float32. No width
-            depends on the other texts of the batch.
+            (multilabel); `score` `[B]` (regress); `choice`, `answer` and `score` `[B]`, `scores` `[B, C]` in the order
+            of the choices (choice); `similarity` `[B]` (similarity); `embedding` `[B, E]` (embed); `types`, `texts`,
+            `scores`, `starts`, `ends` and `start_bytes`, `end_bytes` `[B, E]` of the first `num_entities` (tag);
+            `answer`, `score`, `start`, `end`, `start_byte`, `end_byte`, `null_score_diff` `[B]`, and `nbest_answers`
+            and the like `[B, n]` (span); `tokens`, `token_ids`, `scores` `[B, E, k]` and `starts`, `ends` `[B, E]` of
+            the first of `num_masks`, and `filled` `[B]` (fill_mask); `generated`, `score`, `ended` `[B]`,
+            `nbest_generated`, `nbest_scores` `[B, K]` (generate); always `num_tokens`, `num_windows` int32 `[B]` and
+            `truncated` bool `[B]`. Floats are float32. No width depends on the other texts of the batch.
         """
         features = self.features(*texts)
         sizes = {name: features[name] for name in ("num_tokens", "num_windows", "truncated")}
@@ -97,29 +117,51 @@ class Served:
 
     def values(self, features: Tensors) -> Tensors:
         """All that the head says about features: its answer, with label values beside their ids."""
-        logits = self.encoded(features)["logits"]
-        if "rows" in features and not self.head.located:
-            there, back = MERGED[self.head.config.task]
-            count = tf.shape(features["num_tokens"])[0]
-            logits = back(packing.merge(there(logits), features["rows"], count, self.windows.window_merge))
-        answer = {k: tf.convert_to_tensor(value) for k, value in self.head.answer(logits, features).items()}
+        answer = FOUND.get(self.head.config.task, answered)(self, features)
         for first, last, *names in SLICED.get(self.head.config.task, ()):
             found = _slices(features["strings"], answer[first], answer[last])
             answer |= dict(zip(names, found, strict=True))
+        if "choice" in answer:
+            answer["answer"] = _of_choices(features["strings"], answer["choice"])
         return answer | _names(answer, self.head.config)
 
     def public(self, features: Tensors) -> Tensors:
         """`values` without those that say the same in another form."""
-        return {k: v for k, v in self.values(features).items() if k not in ("probabilities", "class_id")}
+        return {k: v for k, v in self.values(features).items() if k not in INNER}
 
-    def encoded(self, features: Tensors) -> Tensors:
-        """What `network` gives for features."""
-        return self.network(features["token_ids"], features["segment_ids"], features["padding_mask"])
+    def encoded(self, features: Tensors, *names: str) -> Tensors:
+        """What of the outputs of `network` is named, for features; rows of like length are computed together."""
+        rows = {name: as_rows(features[name]) for name in ("token_ids", "segment_ids", "padding_mask")}
+        known = self.network.get_concrete_function().structured_outputs
+
+        def run(some: Tensors) -> Tensors:
+            found = self.network(**some)
+            return {name: found[name] for name in names}
+
+        return by_length(run, rows, {name: known[name] for name in names}) if self.head.apart else run(rows)
 
     def signatures(self) -> dict[str, Any]:
         """Every signature of the task as a `tf.function`, by name."""
         table = COMMON | SIGNATURES.get(self.head.config.task, {})
-        return {name: tf.function(*made(self), autograph=False) for name, made in table.items()}
+        return {name: tf.function(*made(self), autograph=False) for name, made in table.items() if made}
+
+
+ROWS = {"choices": 2, "each": 1}
+"""Texts of a row, where that is not what an example has: a choice stands behind its text."""
+
+
+def answered(served: Served, features: Tensors) -> Tensors:
+    """What the head answers, of logits that were merged where a text has several windows."""
+    logits = served.encoded(features, "logits")["logits"]
+    if "rows" in features and not served.head.located:
+        there, back = MERGED[served.head.config.task]
+        count = tf.shape(features["num_tokens"])[0]
+        logits = back(packing.merge(there(logits), features["rows"], count, served.windows.window_merge))
+    return {k: tf.convert_to_tensor(value) for k, value in served.head.answer(logits, features).items()}
+
+
+INNER = ("probabilities", "class_id", "embeddings")
+"""What a head answers that says the same as another output, or is of use to metrics only."""
 
 
 def signature(text_layer: Any, network: Network, pair: bool, windows: WindowConfig | None = None) -> Any:
@@ -136,6 +178,12 @@ def _names(answer: Tensors, head: HeadConfig) -> Tensors:
         for ids, label in (("class_id", "label"), ("class_ids", "labels"), ("type_ids", "types"))
         if ids in answer
     }
+
+
+def _of_choices(texts: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+    """The text of a choice of each row, `[B]` of `[B, C]`; "" where the number is -1."""
+    texts = tf.concat([texts, tf.fill([tf.shape(texts)[0], 1], "")], 1)
+    return tf.gather(texts, tf.where(numbers < 0, tf.shape(texts)[1] - 1, numbers), batch_dims=1)
 
 
 SLICED: dict[str, list[tuple[str, str, str, str, str]]] = {
@@ -165,6 +213,79 @@ def _slices(texts: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> tuple[tf.Ten
     return tf.reshape(slices, shape), tf.reshape(starts, shape), tf.reshape(ends, shape)
 
 
+# === Words: ids -> strings ===
+
+
+def filled(served: Served, features: Tensors) -> Tensors:
+    """The best words for each mask, where it is in the text, and the text with the best word of each.
+
+    A piece that goes on with a word joins what is before its mask. Of ids alone there is no text, and no place in it.
+    """
+    answer = answered(served, features)
+    ids, places = answer["token_ids"], answer.pop("places")
+    pieces = served.text_layer.vocabulary
+    names = tf.constant([*pieces, *[""] * (served.vocab_size + 1 - len(pieces))])
+    answer["tokens"] = tokens = tf.gather(names, tf.where(ids < 0, served.vocab_size, ids))
+    if "starts" not in features:
+        return answer
+    texts, there = features["strings"], places >= 0
+    starts = tf.gather(features["starts"], tf.maximum(places, 0), batch_dims=1)
+    first = tf.where(there, starts, -1)
+    _, *where = _slices(texts, first, tf.where(there, starts + len(MASK), -1))
+    answer |= dict(zip(("starts", "ends"), where, strict=True))
+    length = tf.strings.length(texts)[:, tf.newaxis]
+    end = tf.where(there, starts, length)
+    begin = tf.minimum(tf.concat([tf.zeros_like(length), end + len(MASK)], 1), length)
+    between = tf.strings.substr(texts[:, tf.newaxis], begin[:, :-1], end - begin[:, :-1])
+    best = tokens[:, :, 0]
+    between = tf.where(tf.strings.substr(best, 0, 2) == "##", tf.strings.regex_replace(between, r"\s+$", ""), between)
+    joined = tf.strings.join([between, tf.strings.regex_replace(best, "^##", "")])
+    rest = tf.strings.substr(texts, begin[:, -1], length[:, 0] - begin[:, -1])
+    whole = tf.strings.join([tf.strings.reduce_join(joined, axis=1), rest])
+    return answer | {"filled": tf.strings.unicode_transcode(whole, "UTF-8", "UTF-8")}
+
+
+def generated(served: Served, features: Tensors) -> Tensors:
+    """The best targets of each text, found by `generation.search`, and whether the best came to an end by itself.
+
+    Every step runs the whole row again: the encoder keeps nothing of the step before.
+    """
+    config, text_layer = served.head.config, served.text_layer
+    size, most = config.beam_size, config.max_target_length
+    ids, mask = (tf.repeat(features[name], size, axis=0) for name in ("token_ids", "padding_mask"))
+    ids = tf.pad(ids, [[0, 0], [0, most]])
+    count = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
+    column = tf.range(tf.shape(ids)[1])[tf.newaxis, :]
+    place = column - count[:, tf.newaxis]
+    pieces, numbers = text_layer.vocabulary, np.arange(served.vocab_size)
+    never = np.isin(numbers, [pieces.index(p) for p in NEVER if p in pieces]) | (numbers >= len(pieces))
+
+    def step(targets: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+        written = (place >= 0) & (place < length)
+        target = tf.gather(targets, tf.clip_by_value(place, 0, most - 1), batch_dims=1)
+        row = tf.where(written, target, ids), tf.cast(written, tf.int32), column < count[:, tf.newaxis] + length
+        return tf.where(never, generation.LOW, served.next(*row, tf.maximum(count + length - 1, 0)))
+
+    rows = tf.shape(features["token_ids"])[0]
+    found = generation.search(step, rows, size, most, text_layer.sep_id, config.length_penalty)
+    spoken = tf.range(most) < (found.lengths - tf.cast(found.ended, tf.int32))[:, :, tf.newaxis]
+    texts = text_layer.detokenize(tf.where(spoken, found.ids, -1))
+    return {
+        "generated": texts[:, 0],
+        "score": found.scores[:, 0],
+        "ended": found.ended[:, 0],
+        "nbest_generated": texts,
+        "nbest_scores": found.scores,
+    }
+
+
+NEVER = ("[PAD]", "[UNK]", "[CLS]", MASK)
+"""Pieces that no target is made of."""
+
+FOUND: dict[str, Callable[[Served, Tensors], Tensors]] = {"fill_mask": filled, "generate": generated}
+"""The tasks whose answers need more than the logits of a text."""
+
+
 # === Windows: logits -> what is merged, and back to logits ===
 
 
@@ -191,7 +312,7 @@ Gives = Callable[[Served, Tensors], Tensors]
 
 
 def strings(gives: Callable[..., Tensors]) -> Callable[[Served], Made]:
-    """Of strings `text`, and `text_pair` for pairs, which `gives` takes as they are."""
+    """Of strings `text`, `text_pair` for pairs, and `choices` `[B, C]`, which `gives` takes as they are."""
 
     def made(served: Served) -> Made:
         def of_pair(text: Any, text_pair: Any) -> Tensors:
@@ -200,7 +321,28 @@ def strings(gives: Callable[..., Tensors]) -> Callable[[Served], Made]:
         def of_one(text: Any) -> Tensors:
             return gives(served, text)
 
-        return of_pair if served.pair else of_one, served.texts
+        def of_choices(text: Any, choices: Any) -> Tensors:
+            return gives(served, text, choices)
+
+        def of_pair_and_choices(text: Any, text_pair: Any, choices: Any) -> Tensors:
+            return gives(served, text, text_pair, choices)
+
+        functions: dict[int, Callable[..., Tensors]] = {1: of_one, 2: of_pair, 3: of_pair_and_choices}
+        if served.head.reads == "choices":
+            functions[2] = of_choices
+        return functions[len(served.texts)], served.texts
+
+    return made
+
+
+def alone(gives: Gives) -> Callable[[Served], Made]:
+    """Of strings `text`, each read by itself, also where the model reads pairs."""
+
+    def made(served: Served) -> Made:
+        def of_one(text: Any) -> Tensors:
+            return gives(served, served.text_layer(text) | {"strings": tf.identity(text)})
+
+        return of_one, served.texts[:1]
 
     return made
 
@@ -262,22 +404,39 @@ def only(**names: str) -> Gives:
 def embedding(served: Served, features: Tensors) -> Tensors:
     """`embedding` `[B, D]`: the mean of the last layer over a text's positions, of length 1."""
     mask = tf.cast(features["padding_mask"], tf.float32)[:, :, tf.newaxis]
-    total = tf.reduce_sum(served.encoded(features)["sequence"] * mask, axis=1)
+    total = tf.reduce_sum(served.encoded(features, "sequence")["sequence"] * mask, axis=1)
     if "rows" in features:
         total = tf.math.unsorted_segment_sum(total, features["rows"], tf.shape(features["num_tokens"])[0])
     return {"embedding": tf.math.l2_normalize(total, axis=1, epsilon=1e-12)}
 
 
+def vector(served: Served, features: Tensors) -> Tensors:
+    """`embedding` `[B, E]`: the vector of a text as the head makes it."""
+    return {"embedding": served.encoded(features, "logits")["logits"]}
+
+
+def vectors(served: Served, features: Tensors) -> Tensors:
+    """`embeddings` `[B, T, E]` of every token, [CLS] and [SEP] too, and `tokens` `[B, T]`; the rest is 0 and ""."""
+    mask, width = features["padding_mask"], served.text_layer.config.max_seq_length
+    found = tf.where(mask[:, :, tf.newaxis], served.encoded(features, "vectors")["vectors"], 0.0)
+    padding = [[0, 0], [0, width - tf.shape(found)[1]], [0, 0]]
+    tokens = tokenize(served, features["strings"])
+    return {
+        "embeddings": tf.ensure_shape(tf.pad(found, padding), [None, width, found.shape[2]]),
+        **{name: tokens[name] for name in ("tokens", "num_tokens", "truncated")},
+    }
+
+
 def answer_of_ids(served: Served, features: Tensors) -> Tensors:
     """The answer, and `logits` `[B, n]`, `pooled_output` `[B, D]` for those who go on computing."""
-    encoded = served.encoded(features)
+    encoded = served.encoded(features, "logits", *["pooled"] * hasattr(served.head, "pooler"))
     further = {"logits": encoded["logits"]} | ({"pooled_output": encoded["pooled"]} if "pooled" in encoded else {})
     return served.public(features) | further
 
 
 def logits_of_ids(served: Served, features: Tensors) -> Tensors:
-    """`logits` `[B, T, n]` of every token: where in a text something is, ids do not say."""
-    return {"logits": served.encoded(features)["logits"]}
+    """`logits` `[B, n]`, or `[B, T, n]` of every token: what the answer is made of, where ids do not say it."""
+    return served.encoded(features, "logits")
 
 
 def tokenize(served: Served, *texts: Any) -> Tensors:
@@ -301,6 +460,16 @@ def tokenize(served: Served, *texts: Any) -> Tensors:
     }
 
 
+def tokenize_choices(served: Served, *texts: Any) -> Tensors:
+    """`tokenize` for the row of each choice: `[B, C, T]`, and `num_tokens` and `truncated` `[B, C]`."""
+    *first, choices = texts
+    shape = tf.shape(choices)
+    repeated = [tf.repeat(text, shape[1]) for text in first]
+    second = tf.strings.join([*repeated[1:], tf.reshape(choices, [-1])], " ")
+    found = tokenize(served, repeated[0], second)
+    return {name: tf.reshape(v, tf.concat([shape, tf.shape(v)[1:]], 0)) for name, v in found.items()}
+
+
 COMMON: dict[str, Callable[[Served], Made]] = {
     "serving_default": strings(Served.answer),
     "tokenize": strings(tokenize),
@@ -309,7 +478,7 @@ COMMON: dict[str, Callable[[Served], Made]] = {
 }
 """The signatures of every model."""
 
-SIGNATURES: dict[str, dict[str, Callable[[Served], Made]]] = {
+SIGNATURES: dict[str, dict[str, Callable[[Served], Made] | None]] = {
     "classify": {
         "probabilities": text(only(probabilities="probabilities")),
         "classify": examples(only(classes="labels", scores="scores")),
@@ -319,10 +488,24 @@ SIGNATURES: dict[str, dict[str, Callable[[Served], Made]]] = {
         "classify": examples(only(classes="labels", scores="scores")),
     },
     "regress": {"regress": examples(only(outputs="score"))},
+    "choice": {"token_ids": token_ids(logits_of_ids), "tokenize": strings(tokenize_choices), "embedding": None},
+    "similarity": {
+        "embedding": alone(vector),
+        "token_embeddings": alone(vectors),
+        "token_ids": token_ids(vector),
+        "tokenize": alone(lambda served, features: tokenize(served, features["strings"])),
+    },
+    "embed": {
+        "embedding": alone(vector),
+        "token_embeddings": alone(vectors),
+        "token_ids": token_ids(vector),
+    },
     "tag": {"token_ids": token_ids(logits_of_ids)},
     "span": {"token_ids": token_ids(logits_of_ids)},
+    "fill_mask": {"token_ids": token_ids(Served.public)},
+    "generate": {"token_ids": token_ids(Served.public)},
 }
-"""The signatures that a task has besides: a new head adds its row here."""
+"""The signatures that a task has besides, in its own form, or not (None): a new head adds its row here."""
 
 
 # === Export ===
@@ -349,7 +532,7 @@ def export(
     Args:
         version: a positive number that is not there yet; None takes the one after the largest.
         windows: how long texts are read.
-        precision: "float32" or "bfloat16" arithmetic; "" takes the network's own. Weights and outputs are float32.
+        precision: "float32", or "bfloat16" weights and arithmetic; "" takes the network's own. Outputs are float32.
         about: what the manifest and the model card say besides, such as `license`, `base_model`, `description`.
 
     Returns:
@@ -374,7 +557,7 @@ def export(
             raise CheckpointError(f"{target}: cannot be written ({str(error).splitlines()[0]})") from error
         ops_used, described = op_check.check(folder), manifest.described(folder)
         model = tf.saved_model.load(str(folder))
-        trial = Trial(text_layer, pair, described)
+        trial = Trial(served.text_layer, pair, described)
         ask = golden.loaded(model)
         few = 1 if len(served.head.config.labels) > MANY_LABELS else None
         cases = [golden.case(name, inputs, ask(name, inputs)) for name, inputs in trial.golden(few)]
@@ -393,7 +576,7 @@ def export(
             "precision": network.compute_dtype,
             "parameters": sum(math.prod(w.shape) for w in served.weights),
             "vocabulary": manifest.vocabulary(text_layer.vocabulary),
-            "embedding": {"pooling": "mean", "normalized": True},
+            "embedding": about_embedding(served.head.config),
             "signatures": described,
             "tolerance": tolerance,
             "example": trial.example,
@@ -405,9 +588,19 @@ def export(
     return target
 
 
+def about_embedding(head: HeadConfig) -> dict[str, Any]:
+    """How the signature `embedding` makes its vector."""
+    if head.task not in VECTORS:
+        return {"pooling": "mean", "normalized": True}
+    return {"pooling": head.pooling or "mean", "layers": head.layers, "normalized": head.normalize}
+
+
 def in_precision(network: Network, precision: str) -> Network:
-    """The same weights in a network that computes in "float32" or "bfloat16"; "" leaves it as it is."""
-    policy = {"": network.dtype_policy.name, "float32": "float32", "bfloat16": "mixed_bfloat16"}
+    """The same weights in a network that keeps and computes in "float32" or "bfloat16"; "" leaves it as it is.
+
+    Weights that are bfloat16 already are read at half the cost, and are not cast at every call.
+    """
+    policy = {"": network.dtype_policy.name, "float32": "float32", "bfloat16": "bfloat16"}
     wanted = choose(policy, precision, "precision")
     if wanted == network.dtype_policy.name:
         return network

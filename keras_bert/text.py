@@ -5,6 +5,8 @@ WordPiece (Schuster & Nakajima 2012; Wu et al. 2016) gives the ids that the chec
 TensorFlow ops only, so that older TensorFlow Serving releases load it too.
 """
 
+import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,13 +66,66 @@ class Text:
         """Strings `[B]` -> ids of their word pieces, ragged int32 `[B, tokens]`, nothing cut or added."""
         return self.tokenizer.tokenize(strings(text))
 
-    def count(self, *segments: Any) -> Any:
-        """Length of each row as the model will see it, int32 NumPy `[B]`."""
-        return tf.minimum(self(*segments)["num_tokens"], self.config.max_seq_length).numpy()
+    def count(self, *segments: Any, how: str = "row") -> Any:
+        """Length of each row, or of the longest of each example, as the model will see it, int32 NumPy `[B]`."""
+        return tf.minimum(self.read(how, *segments)["num_tokens"], self.config.max_seq_length).numpy()
 
     def __call__(self, *segments: Any) -> dict[str, tf.Tensor]:
         tokens = [self.tokenize(segment) for segment in segments if segment is not None]
-        return self._features(self._cut(tokens, self._keep(tokens))) | self._sizes(tokens)
+        keep = self._keep(tokens)
+        return self._features(self._cut(tokens, keep)) | self._sizes(tokens, keep)
+
+    def read(self, how: str, *segments: Any) -> dict[str, tf.Tensor]:
+        """The features of examples, by how they are read: as one "row" (a call), or as the method of that name does."""
+        ways = {"row": self.__call__, "each": self.each, "choices": self.choices, "offsets": self.offsets}
+        return choose(ways, how, "way to read texts")(*segments)
+
+    def each(self, *segments: Any) -> dict[str, tf.Tensor]:
+        """As a call, but every segment is a row of its own.
+
+        Returns:
+            `token_ids` and `segment_ids` int32, `padding_mask` bool `[B, S, T]` of S segments; `num_tokens` int32 `[B]`
+            of the longest; `truncated` bool `[B]`: was any of them cut?
+        """
+        given = [strings(segment) for segment in segments if segment is not None]
+        return _grouped(self(tf.reshape(tf.stack(given, axis=1), [-1])), [tf.shape(given[0])[0], len(given)])
+
+    def choices(self, *segments: Any) -> dict[str, tf.Tensor]:
+        """As a call, for each of the choices that are the last segment, strings `[B, C]`.
+
+        A row is `[CLS] text [SEP] choice [SEP]`; where there is a second text, it stands before each choice, with a
+        space between. An empty string is no choice; its row is padding.
+
+        Returns:
+            `token_ids` and `segment_ids` int32, `padding_mask` bool `[B, C, T]`; `num_tokens` int32 `[B]` of the
+            longest row; `truncated` bool `[B]`: was any of them cut?
+
+        Raises:
+            ConfigError: the choices are no rows of strings, or there is not one text, or a pair of texts, beside them.
+        """
+        *texts, last = (segment for segment in segments if segment is not None)
+        choices = tf.convert_to_tensor(last, tf.string)
+        if choices.shape.rank != 2 or not 1 <= len(texts) <= 2:
+            raise ConfigError(f"{len(texts)} texts and choices of shape {choices.shape}; choices are rows of strings")
+        if choices.shape[1] is None:  # a question without any choice has one that is none
+            choices = tf.pad(choices, [[0, 0], [0, tf.maximum(1 - tf.shape(choices)[1], 0)]], constant_values="")
+        shape = [tf.shape(choices)[0], tf.shape(choices)[1] if choices.shape[1] is None else choices.shape[1]]
+        choices = tf.reshape(choices, [-1])
+        first, *middle = (tf.repeat(strings(text), shape[1]) for text in texts)
+        there = tf.not_equal(choices, "")
+        second = tf.strings.join([*middle, choices], " ") if middle else choices
+        row = self(first, second)
+        absent = ~there[:, tf.newaxis]
+        return _grouped(
+            {
+                "token_ids": tf.where(absent, self.pad_id, row["token_ids"]),
+                "segment_ids": tf.where(absent, 0, row["segment_ids"]),
+                "padding_mask": row["padding_mask"] & ~absent,
+                "num_tokens": tf.where(there, row["num_tokens"], 0),
+                "truncated": row["truncated"] & there,
+            },
+            shape,
+        )
 
     def windows(self, config: WindowConfig, *segments: Any) -> dict[str, tf.Tensor]:
         """As a call, but the last segment is read in overlapping windows; the others keep half of the row at most.
@@ -139,8 +194,47 @@ class Text:
         def placed(values: list[tf.RaggedTensor]) -> tf.Tensor:
             return tf.gather(tf.concat([*(v.flat_values for v in values), [-1]], 0), where)
 
-        row = self._features(self._cut(tokens, keep)) | self._sizes(tokens)
+        row = self._features(self._cut(tokens, keep)) | self._sizes(tokens, keep)
         return row | {"starts": placed(starts), "ends": placed(ends)}
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> "Text":
+        """The same, which also recognises these pieces where a text spells them."""
+        known = self.tokenizer.special_tokens
+        more = [token for token in tokens if token not in known]
+        return Text(self.vocabulary, self.config, (*known, *more)) if more else self
+
+    def before_target(self, most: int) -> "Text":
+        """The same for a text and, as the second segment, its target of at most `most` tokens, its [SEP] included.
+
+        A text without a target has a row that leaves room for one, so it is cut alike with and without.
+
+        Raises:
+            ConfigError: the row has no room for both.
+        """
+        if most + 3 > self.config.max_seq_length:
+            raise ConfigError(
+                f"max_target_length {most} leaves no room for a text in max_seq_length {self.config.max_seq_length}"
+            )
+        made = copy.copy(self)
+        made.share = packing.before_target(most)
+        return made
+
+    def detokenize(self, ids: Any) -> tf.Tensor:
+        """Ids int32 `[..., L]` -> the text they spell, strings `[...]`; -1 is nothing, and stands behind the rest.
+
+        Pieces of a word are joined, and there is no space inside Chinese and Japanese, before what closes a clause or a
+        bracket, and behind what opens one.
+        """
+        words = [piece.removeprefix("##") for piece in self.vocabulary]
+        parts = zip(self.continues, words, strict=True)
+        before = [not (continues or _NO_SPACE_BEFORE.match(word)) for continues, word in parts]
+        after = [not _NO_SPACE_AFTER.search(word) for word in words]
+        there, at = ids >= 0, tf.maximum(ids, 0)
+        apart = tf.gather(tf.constant(before), at)[..., 1:] & tf.gather(tf.constant(after), at)[..., :-1]
+        gaps = tf.where(apart & there[..., 1:], " ", "")
+        gaps = tf.concat([tf.fill(tf.shape(ids[..., :1]), ""), gaps], -1)
+        found = tf.where(there, tf.gather(tf.constant(words), at), "")
+        return tf.strings.reduce_join(tf.strings.join([gaps, found]), axis=-1)
 
     # === Steps ===
 
@@ -165,7 +259,7 @@ class Text:
         before = [tf.gather(t, rows) for t in others]
         read = tf.math.unsorted_segment_max(starts + _lengths(pieces), rows, last.nrows())
         num_read = read + sum(map(_lengths, others)) + 1 + len(tokens)
-        sizes = self._sizes(tokens)
+        sizes = self._sizes(tokens, [])
         features = self._features([*before, pieces]) | {
             "rows": rows,
             "num_tokens": sizes["num_tokens"],
@@ -199,9 +293,22 @@ class Text:
         found = packing.pack(kept, self.cls_id, self.sep_id, self.pad_id)
         return dict(zip(("token_ids", "segment_ids", "padding_mask"), found, strict=True))
 
-    def _sizes(self, tokens: list[tf.RaggedTensor]) -> dict[str, tf.Tensor]:
-        num_tokens = tf.add_n(list(map(_lengths, tokens))) + 1 + len(tokens)
-        return {"num_tokens": num_tokens, "truncated": num_tokens > self.config.max_seq_length}
+    def _sizes(self, tokens: list[tf.RaggedTensor], keep: list[tf.Tensor]) -> dict[str, tf.Tensor]:
+        count = tf.add_n(list(map(_lengths, tokens)))
+        return {"num_tokens": count + 1 + len(tokens), "truncated": count > sum(keep)}
+
+
+_UNSPACED = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff65\U00020000-\U0003134f"
+_NO_SPACE_BEFORE = re.compile(rf"[{_UNSPACED}.,!?;:)\]}}%'-]")
+_NO_SPACE_AFTER = re.compile(rf"[{_UNSPACED}(\[{{$'-]$")
+
+
+def _grouped(rows: dict[str, tf.Tensor], shape: list[Any]) -> dict[str, tf.Tensor]:
+    """Features of rows as those of `shape[0]` examples, each of `shape[1]` rows."""
+    whole = [*shape, tf.shape(rows["token_ids"])[1]]
+    found = {name: tf.reshape(rows[name], whole) for name in ("token_ids", "segment_ids", "padding_mask")}
+    sizes, cut = (tf.reshape(rows[name], shape) for name in ("num_tokens", "truncated"))
+    return found | {"num_tokens": tf.reduce_max(sizes, axis=1), "truncated": tf.reduce_any(cut, axis=1)}
 
 
 def _lengths(tokens: tf.RaggedTensor) -> tf.Tensor:

@@ -94,6 +94,12 @@ class Tokenizer:
             self._filling_table = tf.constant(_filling_table(FILLER))
         self._sigma_rule = _sigma_rule() if has_sigma_rule(do_lower_case, flavour) else ""
 
+    @property
+    def constants(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """What the two kernels are told, uint8 `[bytes]`: the table of FastBertNormalize and the model of
+        FastWordpieceTokenizeWithOffsets, for texts without special tokens."""
+        return self._table, self._model
+
     def tokenize(self, strings: tf.Tensor) -> tf.RaggedTensor:
         """Strings `[B]` -> ids, ragged int32 `[B, tokens]`; B may be 0."""
         with tf.device(HOST):

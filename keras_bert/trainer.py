@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras_bert import strategies
 from keras_bert.config import OptimizerConfig, TrainConfig
 from keras_bert.errors import CheckpointError
-from keras_bert.optimizers import ONE_RATE, OPTIMIZERS, layer_rates, schedule
+from keras_bert.optimizers import ONE_RATE, OPTIMIZERS, freeze, layer_rates, schedule
 from keras_bert.strategies import Strategy, strategy_for
 
 Batch = Any
@@ -93,6 +93,8 @@ class Trainer:
             self.task = make(POLICIES[config.mixed_precision])
             self.network = self.task.network
             copy_weights(start, self.network)
+            freeze(self.network, optimizer.freeze_layers)
+            self.network.encoder.recompute = config.recompute
             for i, variable in enumerate(v for v in self.network.variables if "seed_generator" in v.path):
                 variable.assign([(config.seed + i * SPREAD) % 2**32, 0])  # each call adds 1 to the second number
             decay = optimizer.layer_decay

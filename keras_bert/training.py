@@ -22,8 +22,18 @@ import tensorflow as tf
 
 from keras_bert import strategies
 from keras_bert.checkpoints import load, open_checkpoint
-from keras_bert.config import FEATURES, OptimizerConfig, RunConfig, TrainConfig, WindowConfig
-from keras_bert.data import Examples, Prepare, batches_by_length, batches_in_order, dataset, encoded, lengths, rows_of
+from keras_bert.config import FEATURES, FinetuneConfig, OptimizerConfig, RunConfig, TrainConfig, WindowConfig
+from keras_bert.data import (
+    Examples,
+    Prepare,
+    batches_by_length,
+    batches_in_order,
+    dataset,
+    encoded,
+    learnt_head,
+    lengths,
+    rows_of,
+)
 from keras_bert.errors import CheckpointError, DivergedError, KerasBertError, Stopped
 from keras_bert.heads import Head, Network
 from keras_bert.progress import Progress, clock
@@ -80,10 +90,12 @@ class Judge:
     Attributes:
         evaluate: returns what is to be recorded.
         conclude: gets the whole record.
+        enough: gets the records of all rounds so far, also those before a restart; is the run to end here?
     """
 
     evaluate: Callable[[], dict[str, Any]]
     conclude: Callable[[dict[str, Any]], None]
+    enough: Callable[[list[dict[str, Any]]], bool] = lambda history: False
 
 
 def run_rounds(
@@ -140,7 +152,7 @@ def run_rounds(
             states.write(step, trainer.state(), notes)
 
     with _asked_to_stop(keeping) as stop, _together(trainer):
-        while len(history) < len(rounds):
+        while len(history) < len(rounds) and not judge.enough(history):
             end, label, round_begun = rounds.end(len(history)), rounds.label(len(history)), time.monotonic()
             start = len(history) * rounds.size
             with Progress(label, end - start, progress, done=step - start) as bar:
@@ -170,12 +182,13 @@ def run_rounds(
                 record["seconds"] = round(spent + time.monotonic() - round_begun, 2)
                 judge.conclude(record)
             history.append(record)
-            say(_line(label, record, (rounds.steps - step) / max(step - first, 1) * (time.monotonic() - begun)))
+            rest = 0 if judge.enough(history) else rounds.steps - step
+            say(_line(label, record, rest / max(step - first, 1) * (time.monotonic() - begun)))
             if writer is not None:
                 _events(writer, record, keeping.folder)
             spent, round_begun, tally.sums = 0.0, time.monotonic(), {}
             save()
-            if stop.asked() and step < rounds.steps:
+            if stop.asked() and step < rounds.steps and not judge.enough(history):
                 raise stop.error(step, rounds.steps, keeping.folder)
     return history, (step - first) / max(seconds, 1e-9)
 
@@ -347,9 +360,10 @@ class LabelledRows:
         self.examples, self.config, self.longest = examples, config, text.config.max_seq_length
         self.owners: np.ndarray | None = None
         if head is None or not head.located:
-            self.lengths = lengths(examples, text)
-            read = tf.function(lambda *segments: text(*segments), autograph=False)  # traced once, not every epoch
-            self.prepare = self.prepare_whole = rows_of(read)
+            how = "row" if head is None else head.reads
+            self.lengths = lengths(examples, text, how=how)
+            read = tf.function(lambda *segments: text.read(how, *segments), autograph=False)  # traced once
+            self.prepare = self.prepare_whole = rows_of(read, head and head.targets)
             return
         windows = windows or head.windows(self.longest)
         specs = [tf.TensorSpec([None], tf.string)] * len(examples.segments)
@@ -456,6 +470,7 @@ def fit(
     say: Say = print,
     progress: Any = None,
     windows: WindowConfig | None = None,
+    finetune: FinetuneConfig | None = None,
 ) -> Result:
     """Train, evaluate after every epoch, and leave `network` with the weights of the best epoch.
 
@@ -467,19 +482,21 @@ def fit(
         say: gets the lines meant for people.
         progress: stream of the progress bar; None is silent.
         windows: how tags and spans read long texts; None leaves it to the head.
+        finetune: smoothed and weighted labels, early stopping; `reinit_layers` is done before.
 
     Raises:
         DivergedError: a loss or gradient is not a number; states written before stay.
-        ConfigError: the devices asked for are not there.
+        ConfigError: the devices asked for are not there, or weights of labels do not suit labels or task.
         CheckpointError: a state in the directory of the run cannot be read or written.
         Stopped: a signal or the time limit; a state was written.
     """
-    begun, keeping = time.monotonic(), keeping or Keeping()
+    begun, keeping, finetune = time.monotonic(), keeping or Keeping(), finetune or FinetuneConfig()
+    learnt = learnt_head(network.head.config, finetune, train.labels)
     rows, held_out = (LabelledRows(examples, text, config, network.head, windows) for examples in (train, evaluation))
     rounds = Rounds(config.num_train_epochs * rows.steps, rows.steps)
 
     def make(policy: str) -> Task:
-        return HeadTask(Network(network.encoder.config, network.head.config, dtype=policy))
+        return HeadTask(Network(network.encoder.config, learnt, dtype=policy))
 
     trainer = Trainer(make, network, optimizer, config, rounds.steps)
     head = trainer.network.head
@@ -497,7 +514,8 @@ def fit(
         f"training on {strategies.describe(trainer.strategy)}: {len(train)} rows{cut}, "
         f"{config.num_train_epochs} epochs of {rows.steps} steps, mean length {rows.lengths.mean():.1f} tokens"
     )
-    if reason := misfit(text.vocabulary, train.segments[-1], text.config.do_lower_case, text.config.flavour):
+    sample = train.segments[-1 if head.located else 0]
+    if reason := misfit(text.vocabulary, sample, text.config.do_lower_case, text.config.flavour):
         say(f"warning: {reason}")
 
     def evaluate() -> dict[str, Any]:
@@ -516,17 +534,24 @@ def fit(
             if save_best and strategies.worker(trainer.strategy)[0] == 0:
                 save_best(network, record)
 
+    def enough(history: list[dict[str, Any]]) -> bool:
+        values = [record[head.best_metric] for record in history]
+        since = len(values) - 1 - values.index(max(values)) if values else 0
+        return 0 < finetune.early_stopping_patience <= since
+
     history, speed = run_rounds(
         trainer,
         lambda step: rows.training(trainer, step),
         rounds,
-        Judge(evaluate, conclude),
+        Judge(evaluate, conclude, enough),
         keeping,
         resumed,
         say,
         progress,
     )
     assert best is not None
+    if len(history) < len(rounds):
+        say(f"no better {head.best_metric} for {len(history) - best['epoch']} epochs: ended after {len(history)}")
     if best_answers is None:  # the best epoch was before a restart: `network` was loaded from there
         copy_weights(network, trainer.network)
         best_answers = held_out.evaluate(trainer)[1]

@@ -27,15 +27,17 @@ class Trial:
         self.text_layer, self.signatures = text_layer, signatures
         self.names = ("text", "text_pair")[: 1 + pair]
         self.longest = text_layer.config.max_seq_length
+        masks = [f"The {token} is in the city{token}" for token in text_layer.tokenizer.special_tokens]
+        self.sentences = (*masks, *SENTENCES)
 
     @property
     def example(self) -> dict[str, str]:
         """One text, or one pair, to show."""
-        return dict(zip(self.names, SENTENCES, strict=False))
+        return dict(zip(self.names, self.sentences, strict=False))
 
     def golden(self, few: int | None = None) -> Iterator[tuple[str, Arrays]]:
         """Signature and inputs of texts that are short, foreign, empty and too long, or of the first `few` of them."""
-        texts = (*SENTENCES, f"{SENTENCES[0]} " * (self.longest // 4))[:few]
+        texts = (*self.sentences, f"{self.sentences[0]} " * (self.longest // 4))[:few]
         return ((name, self.inputs(signature["inputs"], texts)) for name, signature in self.signatures.items())
 
     def warmup(self, max_windows: int = 1) -> list[tuple[str, Arrays]]:
@@ -51,8 +53,12 @@ class Trial:
         return [(name, self.inputs(self.signatures[name]["inputs"], texts)) for name, texts in asked]
 
     def inputs(self, names: Collection[str], texts: Sequence[str]) -> Arrays:
-        """What a signature with the inputs `names` is sent for texts; second texts are the same in reverse."""
-        columns = [[t.encode("utf-8") for t in column] for column in (texts, texts[::-1])][: len(self.names)]
+        """What a signature with the inputs `names` is sent for texts.
+
+        Second texts are the same in reverse; choices are both, and a third that is none.
+        """
+        both = [[t.encode("utf-8") for t in column] for column in (texts, texts[::-1])]
+        columns = both[: len(self.names)]
         if "inputs" in names:
             rows = [dict(zip(self.names, row, strict=True)) for row in zip(*columns, strict=True)]
             return {"inputs": np.array([_example(row) for row in rows], object)}
@@ -60,7 +66,9 @@ class Trial:
             found = self.text_layer(*columns)
             values = (found[name].numpy().astype(np.int32) for name in ("token_ids", "padding_mask", "segment_ids"))
             return dict(zip(IDS, values, strict=True))
-        return {name: np.array(column, object) for name, column in zip(self.names, columns, strict=True)}
+        choices = [[*row, b""] for row in zip(*both, strict=True)]
+        given = {"text": both[0], "text_pair": both[1], "choices": choices}
+        return {name: np.array(values, object) for name, values in given.items() if name in names}
 
 
 def _example(row: Mapping[str, bytes]) -> bytes:

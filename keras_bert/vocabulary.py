@@ -8,6 +8,8 @@ from pathlib import Path
 from keras_bert.errors import DataError
 
 SPECIAL = ("[UNK]", "[CLS]", "[SEP]")
+MASK = "[MASK]"
+"""Hides a token in pretraining; in the text of --task=fill_mask it asks for a word."""
 MAX_BYTES = 64 * 1024 * 1024
 
 

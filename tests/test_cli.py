@@ -484,7 +484,7 @@ def test_finetune_leaves_a_run_that_says_what_it_is(flow, work):
     assert {"seconds", "python", "tensorflow", "keras"} <= set(final)
     assert {p.name for p in (work / "run").iterdir()} == {
         *("flags.txt", "keras_bert.json", "vocab.txt", "model.safetensors", "metrics.jsonl", "final_metrics.json"),
-        *("checkpoints", "tensorboard", ".lock"),
+        *("eval_predictions.csv", "report.html", "report", "checkpoints", "tensorboard", ".lock"),
     }
 
 

@@ -20,11 +20,15 @@ CONFIGS = {
     "classify": HeadConfig(task="classify", labels=("no", "perhaps", "yes")),
     "multilabel": HeadConfig(task="multilabel", labels=("fire", "flood", "storm", "quake")),
     "regress": HeadConfig(task="regress"),
+    "choice": HeadConfig(task="choice"),
+    "similarity": HeadConfig(task="similarity", pooling="max"),
+    "embed": HeadConfig(task="embed", layers="first_last"),
     "tag": HeadConfig(task="tag", labels=("place", "person"), max_entities=5),
     "span": HeadConfig(task="span", max_answer_length=3, n_best_size=4),
 }
 SENTENCES = ("classify", "multilabel", "regress")
-"""The tasks with one answer for a whole row; `test_tagging` and `test_spans` have the others."""
+"""The tasks with one answer for a whole row; `test_tagging`, `test_choices` and others have the others."""
+ONE_VECTOR = (*SENTENCES, "choice", "similarity", "embed")
 
 
 def build(layer):
@@ -42,18 +46,19 @@ PARTS = {
         f"head_{task}": checks.Part(
             build=lambda dtype, task=task: HEADS[task](TINY, CONFIGS[task], dtype=dtype),
             run=lambda layer, given: layer({"sequence": checks.below().embed(given)}),
-            positions=task not in SENTENCES,
+            positions=task not in ONE_VECTOR,
         )
-        for task in HEADS
+        for task in CONFIGS
+        if task not in ("similarity", "embed")
     },
     **{
         f"network_{task}": checks.Part(
             build=lambda dtype, task=task: Network(TINY, CONFIGS[task], dtype=dtype),
             run=checks.on_features,
-            positions=task not in SENTENCES,
+            positions=task not in ONE_VECTOR,
             silent="key/bias",
         )
-        for task in HEADS
+        for task in CONFIGS
     },
 }
 
@@ -229,26 +234,15 @@ def test_labels_that_do_not_suit_the_task():
         with pytest.raises(ConfigError, match=f"decode must be one of .* for {task}, got '{decode}'"):
             dataclasses.replace(CONFIGS[task], decode=decode)
     with pytest.raises(
-        ConfigError, match="unknown task 'cluster'; choose one of classify, multilabel, regress, tag, span"
+        ConfigError, match="unknown task 'cluster'; choose one of classify, multilabel, regress, choice, tag, span"
     ):
         Network(TINY, HeadConfig(task="cluster"))
 
 
 def test_width_is_the_number_of_labels():
-    assert {task: head(task).width for task in HEADS} == {
-        "classify": 3,
-        "multilabel": 4,
-        "regress": 1,
-        "tag": 5,
-        "span": 2,
-    }
-    assert {task: head(task).projection.kernel.shape for task in HEADS} == {
-        "classify": (16, 3),
-        "multilabel": (16, 4),
-        "regress": (16, 1),
-        "tag": (16, 5),
-        "span": (16, 2),
-    }
+    widths = {"classify": 3, "multilabel": 4, "regress": 1, "choice": 1, "tag": 5, "span": 2}
+    assert {task: head(task).width for task in widths} == widths
+    assert {task: head(task).projection.kernel.shape for task in widths} == {t: (16, n) for t, n in widths.items()}
     assert Multilabel(TINY, HeadConfig(task="multilabel", labels=("one",))).width == 1
 
 

@@ -210,3 +210,65 @@ def test_dropout_of_any_shape():
     traced = tf.function(lambda x: kernels.dropout(x, 0.1, generator), input_signature=[tf.TensorSpec([None, None])])
     generator = seeds()
     assert traced(tf.ones((3, 5))).shape == (3, 5)
+
+
+# === Adam ===
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+def test_adam_in_one_pass_is_its_definition(steps, monkeypatch):
+    random = np.random.default_rng(0)
+    start, gradients = random.normal(size=(7, 5)), random.normal(size=(steps, 7, 5)).astype("float32")
+    found, betas = [], (float(np.float32(0.9)), float(np.float32(0.999)))
+    for forms in (kernels.ADAMS, {}):
+        monkeypatch.setattr(kernels, "ADAMS", forms)
+        variable, first, second = (tf.Variable(v, dtype=tf.float32) for v in (start, 0 * start, 0 * start))
+        for gradient in gradients:
+            rate, epsilon = tf.constant(0.01), tf.constant(1e-6)
+            kernels.adam(variable, (first, second), tf.constant(gradient), rate, betas, epsilon)
+        found.append([v.numpy() for v in (variable, first, second)])
+    assert np.abs(found[0][0] - start).max() > 1e-3
+    for fast, plain in zip(*found, strict=True):
+        np.testing.assert_allclose(fast, plain, rtol=1e-6, atol=1e-8)
+
+
+# === Forms for training ===
+
+
+def slopes(function, *inputs):
+    """The value, and its gradients for a random upstream one."""
+    inputs = [tf.constant(value) for value in inputs]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        value = function(*inputs)
+    upstream = tf.cast(tf.random.stateless_normal(value.shape, [1, 2]), value.dtype)
+    return [value, *tape.gradient(value, inputs, upstream)]
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 2e-5), ("bfloat16", 5e-2)])
+@pytest.mark.parametrize("rows", [0, 1, 50])
+def test_layer_norm_for_training_is_its_definition(dtype, bound, rows):
+    random = np.random.default_rng(0)
+    x = tf.cast(random.normal(3, 5, (rows, 24)), dtype).numpy()
+    gamma, beta = (random.normal(size=24).astype("float32") for _ in range(2))
+    plain, fast = (
+        slopes(lambda *v, t=training: kernels.layer_norm(*v, 1e-12, training=t), x, gamma, beta)
+        for training in (False, True)
+    )
+    for a, b in zip(fast, plain, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(ops.cast(a, "float32"), ops.cast(b, "float32"), rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("bfloat16", 2e-2)])
+def test_masked_softmax_for_training_is_its_definition(dtype, bound):
+    random = np.random.default_rng(0)
+    scores = tf.cast(random.normal(0, 9, (3, 2, 5, 7)), dtype).numpy()
+    mask = np.arange(7) < np.array([7, 3, 0])[:, None, None, None]
+    plain, fast = (
+        slopes(lambda s, t=training: kernels.masked_softmax(s, tf.constant(mask), training=t), scores)
+        for training in (False, True)
+    )
+    for a, b in zip(fast, plain, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(ops.cast(a, "float32"), ops.cast(b, "float32"), rtol=0, atol=bound)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from conftest import WORDS, tiny_bert
 
-from keras_bert import lite
+from keras_bert import lite, portable
 from keras_bert.__main__ import main
 from keras_bert.config import HeadConfig, TextConfig
 from keras_bert.errors import CheckpointError, ConfigError
@@ -31,7 +31,7 @@ KINDS = {
 def test_answers_are_those_of_predict(task, precision, tmp_path):
     bert, tolerance = KINDS[task], FAR[precision]
     lite.write(tmp_path, bert.text, bert.network, bert.pair, precision)
-    model = lite.LiteModel(tmp_path)
+    model = portable.LiteModel(tmp_path)
     segments = [TEXTS, TEXTS[::-1]] if bert.pair else [TEXTS]
     for found, wanted in zip(map(model.answer, *segments), bert.predict(*segments), strict=True):
         assert found.keys() == wanted.keys()
@@ -46,16 +46,16 @@ def test_answers_are_those_of_predict(task, precision, tmp_path):
         model.answer(*["fire"] * (2 - bert.pair))
 
 
-@pytest.mark.parametrize("truncation", lite.SHARES)
-@pytest.mark.parametrize("part", lite.PARTS)
+@pytest.mark.parametrize("truncation", portable.SHARES)
+@pytest.mark.parametrize("part", portable.PARTS)
 def test_rows_are_those_of_the_graph(truncation, part):
     random = np.random.default_rng(0)
     words = WORDS[40:]
     segments = [[" ".join(random.choice(words, n)) for n in random.integers(0, 15, 40)] for _ in range(3)]
     config = TextConfig(max_seq_length=12, truncation=truncation, truncation_part=part)
     text = Text(WORDS, config)
-    model = object.__new__(lite.LiteModel)  # the tokenizer and the rows need no interpreter
-    model.text, model.tokenizer = config, lite.WordPiece(WORDS, True)
+    model = object.__new__(portable.LiteModel)  # the tokenizer and the rows need no interpreter
+    model.text, model.tokenizer = config, portable.WordPiece(WORDS, True)
     model.cls_id, model.sep_id = text.cls_id, text.sep_id
     for count in (1, 2, 3):
         found = {k: v.numpy() for k, v in text(*segments[:count]).items()}
@@ -103,7 +103,7 @@ def test_the_command(tmp_path, capsys):
     said = capsys.readouterr()
     assert said.out == f"{tmp_path / 'lite'}\n"
     assert "MB in int8" in said.err
-    assert lite.LiteModel(tmp_path / "lite", num_threads=2).answer("fire")["label"] in ("no", 'y"es', "🔥")
+    assert portable.LiteModel(tmp_path / "lite", num_threads=2).answer("fire")["label"] in ("no", 'y"es', "🔥")
     for model_dir, output, code, message in (
         ("run", "run/vocab.txt", 2, "is a file; name a directory"),
         ("nowhere", "lite", 5, "does not exist"),
@@ -113,7 +113,7 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_importing_it_needs_no_tensorflow():
-    code = "import sys, keras_bert.lite; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    code = "import sys, keras_bert.lite, keras_bert.onnx; sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
@@ -121,12 +121,12 @@ def test_refusals(tmp_path):
     bert = KINDS["classify"]
     with pytest.raises(ConfigError, match="unknown precision 'int4'; choose one of float32, float16, int8"):
         lite.convert(bert.network, "int4")
-    with pytest.raises(CheckpointError, match="is no LiteRT model of ours"):
-        lite.LiteModel(tmp_path)
+    with pytest.raises(CheckpointError, match="is no LiteRT or ONNX model of ours"):
+        portable.LiteModel(tmp_path)
     lite.write(tmp_path, bert.text, bert.network, False)
     (tmp_path / lite.MODEL_FILE).write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"model\.tflite: cannot be read"):
-        lite.LiteModel(tmp_path)
+        portable.LiteModel(tmp_path)
     (tmp_path / "file").write_text("kept")
     with pytest.raises(CheckpointError, match="cannot be written"):
         lite.write(tmp_path / "file" / "x", bert.text, bert.network, False)

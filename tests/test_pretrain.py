@@ -67,6 +67,15 @@ def done(folder):
     return folder / "run"
 
 
+def test_a_run_is_asked_for_the_words_at_masks(done, tmp_path):
+    (tmp_path / "in.txt").write_text("the [MASK] is in the [MASK]\n", "utf-8")
+    files = [f"--input_file={tmp_path}/in.txt", f"--output_file={tmp_path}/out.jsonl"]
+    assert main(["predict", "--task=fill_mask", f"--model_dir={done}", *files]) == 0
+    answer = json.loads((tmp_path / "out.jsonl").read_text("utf-8"))
+    assert [len(mask["tokens"]) for mask in answer["masks"]] == [5, 5]
+    assert set(answer["masks"][0]["tokens"]) < set(WORDS)
+
+
 def test_a_run_leaves_a_model_and_its_record(done):
     final = json.loads((done / "final_metrics.json").read_text("utf-8"))
     assert [record["step"] for record in final["history"]] == [3, 6]

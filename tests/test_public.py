@@ -31,7 +31,7 @@ def test_every_public_name_is_there(name):
 def test_the_public_names_are_these():
     assert set(keras_bert.__all__) == {
         *("Bert", "Encoder", "Text", "SIZES", "KerasBertError", "__version__"),
-        *("EncoderConfig", "HeadConfig", "OptimizerConfig", "TextConfig", "TrainConfig"),
+        *("EncoderConfig", "FinetuneConfig", "HeadConfig", "OptimizerConfig", "TextConfig", "TrainConfig"),
     }
 
 

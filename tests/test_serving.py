@@ -473,7 +473,7 @@ def test_merged_scores_are_those_of_the_windows(berts):
     served = serving.Served(bert.text, bert.network, False, WindowConfig(max_windows=50, doc_stride=5))
     long = "fire storm music in the city song game flood is on " * 8
     features = served.features(tf.constant([long, "fire"]))
-    parts = tf.nn.softmax(served.encoded(features)["logits"]).numpy()[:-1]
+    parts = tf.nn.softmax(served.encoded(features, "logits")["logits"]).numpy()[:-1]
     assert len(parts) > 10
     assert np.ptp(parts[:, 0]) > 0.05
     for merge, wanted in (("mean", parts.mean(0)), ("max", parts.max(0) / parts.max(0).sum()), ("first", parts[0])):
@@ -622,7 +622,8 @@ def bert():
 
 
 def test_windows_of_a_task_that_cannot_merge_them_are_refused(bert):
-    network = SimpleNamespace(head=SimpleNamespace(config=SimpleNamespace(task="rank"), located=False))
+    head = SimpleNamespace(config=SimpleNamespace(task="rank"), located=False, reading=lambda text: text)
+    network = SimpleNamespace(head=head)
     with pytest.raises(ConfigError, match="unknown task with windows 'rank'; choose one of classify"):
         serving.Served(bert.text, network, False, WINDOWS)
 

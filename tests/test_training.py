@@ -212,6 +212,16 @@ def test_parts_of_a_batch_train_like_the_whole():
     assert difference(whole.network, parts.network) <= 2e-6
 
 
+def test_layers_that_are_computed_again_train_like_those_that_are_kept():
+    """With dropout: both times the same has to be dropped."""
+    start, examples, batches = with_dropout(), toy(33), uneven(33, 8, steps=6)
+    runs = [trainer(start, recompute=again) for again in (False, True)]
+    said = [train(to, examples, batches) for to in runs]
+    assert difference(runs[0].network, start) > 1e-4
+    np.testing.assert_allclose(said[1], said[0], rtol=0, atol=2e-6)
+    assert difference(runs[0].network, runs[1].network) <= 2e-6
+
+
 def test_two_processes_train_like_one(tmp_path):
     """Real processes that talk over the loopback; both evaluate all rows."""
     with contextlib.ExitStack() as stack:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_bert.checkpoints import Checkpoint, open_checkpoint
-from keras_bert.cli.answering import KINDS, LEAVE_OUT, check, load, suit
+from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, suit
 from keras_bert.cli.flags import Flags, note
 from keras_bert.cli.model_dir import FINAL_FILE
 from keras_bert.errors import CheckpointError, ConfigError
@@ -17,10 +17,11 @@ ABOUT = ("description", "license", "base_model")
 def define() -> Flags:
     """The flags of the command."""
     flags = Flags("export", "write a SavedModel that takes strings, for TensorFlow Serving", KINDS, LEAVE_OUT)
-    flags.require("model_dir", "Directory of a `keras-bert finetune` run.")
+    flags.require("model_dir", "Directory of a `keras-bert finetune` run; with --task of a pretrained checkpoint.")
     flags.require("export_dir", "Directory of the model; versions are its subdirectories.")
+    add_task(flags)
     flags.add("version", "", "Version number; default: the one after the largest.")
-    flags.add("precision", "float32", "Arithmetic of the graph; weights and answers stay float32.", PRECISIONS)
+    flags.add("precision", "float32", "Weights and arithmetic of the graph; answers stay float32.", PRECISIONS)
     flags.add("description", "", "What the model is for; goes into its card.")
     flags.add("license", "", "Licence of the model, such as apache-2.0; goes into its card.")
     flags.add("base_model", "", "The pretrained model it was made from; goes into its card.")
@@ -40,13 +41,16 @@ def main(argv: list[str]) -> int:
     version = parse_version(flags["version"]) if flags["version"] else None
     if base.exists() and not base.is_dir():
         raise ConfigError(f"--export_dir {base}: is a file; name a directory")
-    checkpoint = open_checkpoint(flags["model_dir"])
-    if checkpoint.data is None:
-        raise CheckpointError(f"{checkpoint.path}: is a pretrained checkpoint; run `keras-bert finetune` first")
-    suit(flags, checkpoint.head.task if checkpoint.head else "")
+    paths = members(flags["model_dir"])
+    if len(paths) > 1:
+        raise ConfigError(
+            f"--model_dir {flags['model_dir']}: holds {len(paths)} models; export one, such as {paths[0]}"
+        )
+    checkpoint = open_checkpoint(paths[0])
+    suit(flags, asked(flags, checkpoint)[0].task)
     about = {name: flags[name] for name in ABOUT} | run_of(checkpoint)
 
-    target = load(flags, checkpoint.path).export(base, version, precision=flags["precision"], about=about)
+    target = load(flags, paths).export(base, version, precision=flags["precision"], about=about)
     print(target)
     note(f"{target / 'README.md'} says how to serve it and how to ask it")
     note(f"serve it here with `keras-bert serve --export_dir={base}`, or with TensorFlow Serving")

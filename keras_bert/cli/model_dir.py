@@ -1,6 +1,8 @@
 """The directory of a run, as commands see it: which run may use it, and what is recorded there."""
 
+import contextlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,11 +11,18 @@ from keras_bert.cli.flags import Flags, names_of
 from keras_bert.config import RunConfig
 from keras_bert.errors import ConfigError
 from keras_bert.files import write_atomic
-from keras_bert.runs import METRICS_FILE, STATES
+from keras_bert.predictions import PREDICTIONS_FILE
+from keras_bert.report import PICTURES, REPORT_FILE
+from keras_bert.runs import FINAL_FILE, LOCK_FILE, METRICS_FILE, STATES
 
-FLAGS_FILE, FINAL_FILE = "flags.txt", "final_metrics.json"
-RUN_FILES = (FLAGS_FILE, CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE, METRICS_FILE, FINAL_FILE)
-RUN_FOLDERS = (STATES, "tensorboard")
+FLAGS_FILE, OUT_OF_FOLD_FILE, RESULTS_FILE, SUMMARY_FILE = "flags.txt", "oof.csv", "results.csv", "summary.csv"
+RUN_FILES = (
+    *(FLAGS_FILE, CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE, METRICS_FILE, FINAL_FILE, PREDICTIONS_FILE, REPORT_FILE),
+    *(OUT_OF_FOLD_FILE, RESULTS_FILE, SUMMARY_FILE),
+)
+RUN_FOLDERS = (STATES, "tensorboard", PICTURES)
+RUNS_BELOW = re.compile(r"fold_\d+|[a-z_0-9]+=.*")
+"""Names of the runs that a run with folds, or a grid, is made of."""
 PASSING = ("overwrite", "model_dir", *names_of(RunConfig))
 """Flags that do not tell one run from another."""
 
@@ -53,12 +62,23 @@ def check(folder: Path, flags: Flags, found_out: tuple[str, ...] = ()) -> None:
 def prepare(folder: Path, flags: Flags, found_out: tuple[str, ...] = ()) -> None:
     """Make the directory, delete an old run if that was asked for, and record the flags."""
     if flags["overwrite"] and folder.exists():
-        for name in RUN_FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in RUN_FILES:
-            (folder / name).unlink(missing_ok=True)
+        clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / FLAGS_FILE, own_flags(flags, found_out))
+
+
+def clear(folder: Path) -> None:
+    """Delete a run, and the runs that it is made of; what else is there stays."""
+    for name in RUN_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    for below in folder.iterdir():
+        if RUNS_BELOW.fullmatch(below.name) and below.is_dir():
+            clear(below)
+            (below / LOCK_FILE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else's files are there too
+                below.rmdir()
 
 
 def own_flags(flags: Flags, found_out: tuple[str, ...] = ()) -> str:

@@ -1,4 +1,4 @@
-"""`keras-bert predict`: a file of texts in, a csv of labels out, or JSON lines of entities or of answers.
+"""`keras-bert predict`: a file of texts in, a csv of labels out, or JSON lines of entities, answers or anything.
 
 The csv has the input's id column, where there is one, and the label under the name and with the values it had in
 training, so that it is a Kaggle submission as it stands. Answers that go to a file named `predictions.json` are written
@@ -15,11 +15,11 @@ from typing import Any
 
 from keras_bert.answers import squad_files
 from keras_bert.checkpoints import open_checkpoint
-from keras_bert.cli.answering import KINDS, LEAVE_OUT, check, load, suit
+from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, suit
 from keras_bert.cli.flags import Flags, note
 from keras_bert.config import dumps
 from keras_bert.data import Rows
-from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.errors import ConfigError
 from keras_bert.files import write_atomic
 from keras_bert.readers import Reading, read_labelled
 
@@ -27,15 +27,24 @@ from keras_bert.readers import Reading, read_labelled
 def define() -> Flags:
     """The flags of the command."""
     flags = Flags("predict", "label the rows of a file", KINDS, LEAVE_OUT)
-    flags.require("model_dir", "Directory of a `keras-bert finetune` run.")
+    flags.require("model_dir", "Directory of a `keras-bert finetune` run; with --task of a pretrained checkpoint.")
     flags.require(
         "input_file",
-        "Texts: csv, tsv or jsonl with the text column(s) of training; also CoNLL or JSON (tag), SQuAD's JSON (span).",
+        "Texts: csv, tsv or jsonl with the text column(s) of training; also CoNLL or JSON (tag), SQuAD's JSON (span), "
+        "JSON of choices (choice), lines of text (.txt; fill_mask).",
     )
-    flags.require("output_file", "The csv (labels) or JSON lines (tag, span) to write; an existing one is replaced.")
+    flags.require(
+        "output_file",
+        "The csv (labels), or JSON lines (.jsonl; tag, span, fill_mask) to write; an existing one is replaced.",
+    )
     flags.add("probabilities", False, "Also write a column of scores for every label.")
     flags.add("predict_batch_size", 64, "Rows per step.")
+    add_task(flags)
     return flags
+
+
+LINES = ("tag", "span", "fill_mask", "embed")
+"""Tasks whose answers are more than a csv can hold."""
 
 
 def main(argv: list[str]) -> int:
@@ -51,11 +60,10 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--output_file {output}: must be a file in a directory that exists")
     if not os.access(output.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"--output_file {output}: no permission to write in {output.parent}")
-    checkpoint = open_checkpoint(flags["model_dir"])
-    data = checkpoint.data
-    if data is None:
-        raise CheckpointError(f"{checkpoint.path}: is a pretrained checkpoint; run `keras-bert finetune` first")
-    task = checkpoint.head.task if checkpoint.head else ""
+    paths = members(flags["model_dir"])
+    checkpoint = open_checkpoint(paths[0])
+    head, data = asked(flags, checkpoint)
+    task = head.task
     suit(flags, task)
     rows = read_labelled(task, flags["input_file"], data, Reading(labelled=False, max_bad_share=1.0, say=note))
     if output.exists() and any(output.samefile(f) for f in set(rows.files)):
@@ -66,10 +74,10 @@ def main(argv: list[str]) -> int:
         twice = next(i for i, value in enumerate(ids) if first[value] < i)
         note(f"warning: {rows.where(twice)}: the {data.id_column} {ids[twice]!r} is there more than once")
 
-    bert = load(flags, checkpoint.path)
-    pairs = rows[data.text_pair_column] if data.text_pair_column else None
-    answers = bert.predict(rows[data.text_column], pairs, flags["predict_batch_size"], sys.stderr)
-    if not bert.network.head.located:
+    bert = load(flags, paths)
+    examples = bert.examples(rows, labelled=False)
+    answers = bert.plain(bert.arrays_of(examples, flags["predict_batch_size"], sys.stderr))
+    if task not in LINES and output.suffix != ".jsonl":
         write_atomic(output, as_csv(rows, answers, bert, flags["probabilities"]))
     elif task == "span" and output.name == "predictions.json":
         write_squad(output.parent, ids, answers, bert)
@@ -77,7 +85,7 @@ def main(argv: list[str]) -> int:
         write_atomic(output, as_lines(rows, answers, bert))
     cut = sum(a["truncated"] for a in answers)
     if cut:
-        length = bert.text.config.max_seq_length
+        length = bert.text.config.max_seq_length - bert.network.head.reserved
         most = f" in {bert.windows.max_windows} windows" if bert.windows.max_windows > 1 else ""
         note(f"warning: {cut} of {len(answers)} texts were longer than {length} tokens{most} and were cut")
     note(f"wrote {len(answers)} rows to {output}")
@@ -87,6 +95,8 @@ def main(argv: list[str]) -> int:
 def as_csv(rows: Rows, answers: list[dict[str, Any]], bert: Any, probabilities: bool) -> str:
     """The output file: id, label, and the scores if they are asked for."""
     data, labels = bert.data, bert.labels
+    if bert.network.head.config.task == "choice":
+        labels = tuple(map(str, range(len(answers[0]["scores"]))))
     ids = rows.columns.get(data.id_column)
     header = ([data.id_column] if ids else []) + [data.label_column]
     header += [f"score_{label}" for label in labels] * probabilities
@@ -95,7 +105,9 @@ def as_csv(rows: Rows, answers: list[dict[str, Any]], bert: Any, probabilities: 
     writer.writerow(header)
     for i, answer in enumerate(answers):
         row = ([ids[i]] if ids else []) + [value_of(answer)]
-        writer.writerow(row + [answer["scores"][label] for label in labels] * probabilities)
+        scores = answer.get("scores", {})
+        listed = scores if isinstance(scores, list) else [scores[label] for label in labels]
+        writer.writerow(row + listed * probabilities)
     return out.getvalue()
 
 
@@ -116,7 +128,9 @@ def write_squad(folder: Path, ids: list[str] | None, answers: list[dict[str, Any
 
 
 def value_of(answer: dict[str, Any]) -> Any:
-    """What goes into the label column: a label, a comma list of labels, or a number."""
+    """What goes into the label column: a label, a comma list of labels, the number of a choice, a text, or a number."""
+    if "choice" in answer:
+        return answer["choice"]
     if "labels" in answer:
         return ",".join(answer["labels"])
-    return answer.get("label", answer.get("score"))
+    return next(answer[name] for name in ("label", "generated", "score", "similarity") if name in answer)

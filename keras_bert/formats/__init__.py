@@ -16,7 +16,7 @@ from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.formats import extra, garden, hf, keras_hub, ours, tf1
 from keras_bert.formats.format import Format
 from keras_bert.formats.settings import Contents, some
-from keras_bert.formats.table import PARTS, Entry, Stored, entries
+from keras_bert.formats.table import PARTS, WITHOUT_LOGITS, Entry, Stored, entries
 
 FORMATS: dict[str, Format] = {f.name: f for f in (ours.FORMAT, tf1.FORMAT, garden.FORMAT, keras_hub.FORMAT, hf.FORMAT)}
 """In the order in which a directory is looked at."""
@@ -100,7 +100,8 @@ def match(path: Path, found: Format, contents: Contents, leave_out: str = "") ->
             else:
                 rows[entry.path] = (entry, value)
     head = contents.head
-    if head is not None and not any(path_.startswith("head/logits/") for path_ in (*rows, *unfilled)):
+    has_logits = any(path_.startswith("head/logits/") for path_ in (*rows, *unfilled))
+    if head is not None and head.task not in WITHOUT_LOGITS and not has_logits:
         if any(entry.name in stored for entry in entries(found.table, "logits", contents.encoder, head)):
             contents = dataclasses.replace(contents, head=None, data=None)  # its weights were left out as asked
         else:

@@ -88,6 +88,8 @@ product is with the token table itself, so it has no weight of its own but the b
 SHAPES = {path: shape for part in PARTS.values() for path, shape in part.items()}
 WIDTHS = {"span": 2, "choice": 1, "regress": 1}
 """Logits of the tasks whose labels do not count them."""
+WITHOUT_LOGITS = ("fill_mask", "generate")
+"""Tasks whose head is that of the masked language model, and nothing else."""
 
 
 def sizes(encoder: EncoderConfig, head: HeadConfig | None) -> dict[str, int]:
@@ -128,6 +130,8 @@ class Entry:
 
 def entries(table: Table, part: str, encoder: EncoderConfig, head: HeadConfig | None) -> Iterator[Entry]:
     """The weights of a part, blocks spelled out; "logits" has rows of its own for some tasks, under the task's name."""
+    if part == "logits" and head is not None and head.task in WITHOUT_LOGITS:
+        return
     values = sizes(encoder, head)
     rows = table.get(head.task if part == "logits" and head else part, table.get(part, []))
     for ours, theirs, transform in rows:

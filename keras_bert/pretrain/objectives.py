@@ -17,6 +17,7 @@ from keras_bert.config import FEATURES, EncoderConfig, choose
 from keras_bert.encoder import Encoder, dense
 from keras_bert.errors import ConfigError
 from keras_bert.heads import Pooler, TiedLogits
+from keras_bert.words import gather
 
 Tensor = Any
 Batch = Mapping[str, Any]
@@ -68,14 +69,6 @@ class PretrainHead(keras.layers.Layer):
                 first = sequence
             out["next_sentence"] = self.pair(self.pooler(first))
         return out
-
-
-def gather(sequence: Tensor, positions: Tensor) -> Tensor:
-    """Vectors at some positions of each row: `[B, T, D]` at int `[B, P]` -> `[B, P, D]`."""
-    batch, length, width = ops.shape(sequence)[0], ops.shape(sequence)[1], sequence.shape[-1]
-    positions = ops.cast(positions, "int32")
-    flat = positions + ops.expand_dims(ops.arange(batch, dtype="int32") * length, 1)
-    return ops.take(ops.reshape(sequence, (-1, width)), flat, axis=0)
 
 
 class PretrainNetwork(keras.Model):
