@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 	$(BIN)/keras-bert demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

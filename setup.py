@@ -45,6 +45,7 @@ extras["dev"] = [
     "nbclient>=0.10",
     "pre-commit>=3.7",
     "pytest>=8",
+    "pytest-xdist>=3.5",
     "pyyaml>=6",
     "ruff>=0.6",
     "scikit-learn>=1.5",

@@ -86,6 +86,7 @@ def ours(size: str, length: int, precision: str) -> Step:
 def keras_hub(size: str, length: int, precision: str) -> Step:
     import keras
     import keras_hub
+    import numpy as np
 
     keras.config.set_dtype_policy("float32" if precision == "float32" else "mixed_bfloat16")
     layers, hidden, heads, inner, count = SIZES[size]
@@ -100,10 +101,11 @@ def keras_hub(size: str, length: int, precision: str) -> Step:
         jit_compile=False,
     )
     features = {"token_ids": ids, "segment_ids": ids * 0, "padding_mask": mask.astype("int32")}
-    return lambda: float(model.train_on_batch(features, labels))
+    return lambda: float(np.ravel(model.train_on_batch(features, labels))[0])
 
 
 def garden(size: str, length: int, precision: str) -> Step:
+    import numpy as np
     import tensorflow_models as tfm
     import tf_keras
 
@@ -124,7 +126,7 @@ def garden(size: str, length: int, precision: str) -> Step:
         tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     features = {"input_word_ids": ids, "input_mask": mask.astype("int32"), "input_type_ids": ids * 0}
-    return lambda: float(model.train_on_batch(features, labels))
+    return lambda: float(np.ravel(model.train_on_batch(features, labels))[0])
 
 
 def hugging_face(pure: bool = False) -> Callable[[str, int, str], Step]:
