@@ -37,7 +37,12 @@ def main(argv: list[str]) -> int:
     from keras_bert.server import serve
 
     logger = logging.getLogger("keras_bert.server")
+    handler, level = logging.StreamHandler(), logger.level
     logger.setLevel(logging.INFO)
-    logger.addHandler(logging.StreamHandler())
-    serve(models, flags["host"], flags["port"], config)
+    logger.addHandler(handler)
+    try:
+        serve(models, flags["host"], flags["port"], config)
+    finally:  # the process may go on: leave the logging as it was
+        logger.removeHandler(handler)
+        logger.setLevel(level)
     return 0
