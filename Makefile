@@ -71,7 +71,7 @@ $(VENV)/.peers: $(VENV)/.dev
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.venv setup.py
-	$(BIN)/python -m pip install -q 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.25'
+	$(BIN)/python -m pip install -q -e '.[docs]'
 	@touch $@
 
 clean:

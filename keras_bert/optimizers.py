@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -104,6 +104,24 @@ def schedule(config: OptimizerConfig, total_steps: int) -> WarmUp:
 # === Optimizers ===
 
 
+class Step(NamedTuple):
+    """What one update of a weight is made of.
+
+    Attributes:
+        moments: the variables of the first and second moment; `betas` how fast they move.
+        correction, epsilon: bias corrections of both moments, pulled out of the tensors.
+        rate, decay: of this weight.
+    """
+
+    gradient: Any
+    moments: tuple[Any, Any]
+    betas: tuple[float, float]
+    correction: Any
+    epsilon: Any
+    rate: Any
+    decay: float
+
+
 class AdamW(keras.optimizers.Optimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), bias-corrected.
 
@@ -158,7 +176,6 @@ class AdamW(keras.optimizers.Optimizer):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         index = self._get_variable_index(variable)
-        first, second = self.first[index], self.second[index]
         # As float32 has them: 1 - 0.999 would be off by 5e-5 where a kernel subtracts in float32.
         beta_1, beta_2 = (float(np.float32(beta)) for beta in (self.config.beta_1, self.config.beta_2))
         if hasattr(gradient, "dense_shape"):  # rows of a table, one per look-up: to be summed before the square
@@ -169,28 +186,18 @@ class AdamW(keras.optimizers.Optimizer):
         # m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps), with the corrections pulled out of the tensors
         unbias = ops.sqrt(_one_minus_power(beta_2, step))
         correction, epsilon = unbias / _one_minus_power(beta_1, step), self.config.epsilon * unbias
-        moments, betas, decay = (first, second), (beta_1, beta_2), self.decays[index]
-        self.change(variable, gradient, moments, betas, correction, epsilon, rate, decay)
+        moments = self.first[index], self.second[index]
+        self.change(variable, Step(gradient, moments, (beta_1, beta_2), correction, epsilon, rate, self.decays[index]))
         if self.averages:
             average = self.averages[index]
             decay = ops.minimum(self.config.ema_decay, step / (9.0 + step))
             self.assign_add(average, (variable - average) * (1.0 - decay))
 
-    def change(
-        self,
-        variable: Any,
-        gradient: Any,
-        moments: tuple[Any, Any],
-        betas: tuple[float, float],
-        correction: Any,
-        epsilon: Any,
-        rate: Any,
-        decay: float,
-    ) -> None:
+    def change(self, variable: Any, step: Step) -> None:
         """Take `rate * (decay * variable + Adam's step)` from `variable`, and move its moments."""
-        if decay:
-            self.assign_sub(variable, variable * (rate * decay))
-        kernels.adam(variable, moments, gradient, rate * correction, betas, epsilon)
+        if step.decay:
+            self.assign_sub(variable, variable * (step.rate * step.decay))
+        kernels.adam(variable, step.moments, step.gradient, step.rate * step.correction, step.betas, step.epsilon)
 
 
 class Lamb(AdamW):
@@ -199,26 +206,16 @@ class Lamb(AdamW):
     Weights that do not decay (biases, layer norms) are not scaled, as in the authors' code.
     """
 
-    def change(
-        self,
-        variable: Any,
-        gradient: Any,
-        moments: tuple[Any, Any],
-        betas: tuple[float, float],
-        correction: Any,
-        epsilon: Any,
-        rate: Any,
-        decay: float,
-    ) -> None:
-        if not decay:
-            super().change(variable, gradient, moments, betas, correction, epsilon, rate, decay)
+    def change(self, variable: Any, step: Step) -> None:
+        if not step.decay:
+            super().change(variable, step)
             return
-        first, second = moments
-        kernels.move(moments, gradient, betas)
-        change = first * correction / (ops.sqrt(second) + epsilon) + variable * decay
-        size, step = ops.sqrt(ops.sum(ops.square(variable))), ops.sqrt(ops.sum(ops.square(change)))
-        scale = ops.where(ops.logical_and(size > 0, step > 0), size / ops.maximum(step, 1e-30), 1.0)
-        self.assign_sub(variable, change * (rate * scale))
+        first, second = step.moments
+        kernels.move(step.moments, step.gradient, step.betas)
+        change = first * step.correction / (ops.sqrt(second) + step.epsilon) + variable * step.decay
+        size, length = ops.sqrt(ops.sum(ops.square(variable))), ops.sqrt(ops.sum(ops.square(change)))
+        scale = ops.where(ops.logical_and(size > 0, length > 0), size / ops.maximum(length, 1e-30), 1.0)
+        self.assign_sub(variable, change * (step.rate * scale))
 
 
 OPTIMIZERS: dict[str, type[AdamW]] = {"adamw": AdamW, "lamb": Lamb}

@@ -303,7 +303,7 @@ def test_other_contents_of_the_directory_are_safe(desk, tmp_path):
 def test_beam_makes_the_same_corpus(desk, tmp_path):
     python = os.environ.get("BEAM_PYTHON")
     if not python:
-        pytest.skip("BEAM_PYTHON names no Python with apache-beam")
+        pytest.skip(reason="BEAM_PYTHON names no Python with apache-beam")
     make(desk, tmp_path / "local", num_shards=5)
     options = "--runner=DirectRunner --direct_num_workers=2 --direct_running_mode=multi_processing"
     command = [python, "-m", "keras_bert", "corpus", f"--input_file={desk}/a.txt", f"--vocab_file={desk}/vocab.txt"]
