@@ -330,7 +330,7 @@ def main() -> None:
     if args.prepare:
         prepare(Path(args.prepare[0]), args.prepare[1].split(","))
         return
-    from report import machine, table, write_section
+    from report import bars, machine, table, write_section
 
     cases, rounds = (["short-8", "short-32"], 3) if args.quick else (args.cases.split(","), args.rounds)
     with tempfile.TemporaryDirectory() as folder:
@@ -344,11 +344,16 @@ def main() -> None:
         "turn, each in a process of its own. `short` are tweets, of `mix` every fourth is an article of up to 512 "
         "tokens. `apart` is the largest difference of eight components to PyTorch in float32."
     )
-    body = "\n\n".join([text, table(header, lines), machine()])
+    body = "\n\n".join([text, table(header, lines)])
     if args.quick or args.peers != ",".join(PEERS):
         print(body)
         return
-    write_section("From raw text to an embedding", body)
+    panels: dict[str, dict[str, float]] = {}
+    for case, name, taken, *_, ratio in lines:
+        if ratio:
+            panels.setdefault(case, {})[name] = float(taken.split()[0])
+    plot = bars("latency.png", panels, "ms per call")
+    write_section("From raw text to an embedding", f"{body}\n\n{plot}\n\n{machine()}")
 
 
 if __name__ == "__main__":

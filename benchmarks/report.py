@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -45,3 +46,33 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
     return "\n".join(lines)
+
+
+def bars(name: str, panels: Mapping[str, Mapping[str, float]], unit: str) -> str:
+    """Draw one panel a case, one bar a peer (ours darker), save it as `name`, and return the line that shows it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = min(3, len(panels))
+    height = 0.6 + 0.22 * max(map(len, panels.values()))
+    shape = (-(-len(panels) // columns), columns)
+    figure, grid = pyplot.subplots(*shape, figsize=(4.4 * columns, height * shape[0]), squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.axis("off")
+    for axes, (title, values) in zip(grid.flat, panels.items(), strict=False):
+        colors = ["#1a5fb4" if peer.startswith(("keras_bert", "ours")) else "#b8c4d4" for peer in values]
+        drawn = axes.barh(range(len(values)), list(values.values()), color=colors)
+        axes.bar_label(drawn, fmt="%.3g", padding=2, fontsize=7)
+        axes.set_yticks(range(len(values)), list(values), fontsize=7)
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.set_title(title, fontsize=8)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(unit, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(RESULTS.with_name(name), dpi=90)
+    pyplot.close(figure)
+    return f"![{unit}]({name})"

@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from report import machine, table, write_section
+    from report import bars, machine, table, write_section
 
     with tempfile.TemporaryDirectory() as folder:
         started = commands(Path(folder))
@@ -91,7 +91,9 @@ def main() -> None:
         for name, times in taken.items()
     ]
     text = f"`python benchmarks/startup.py`: seconds of whole processes, {args.rounds} rounds in turn."
-    body = "\n\n".join([text, table(["", "seconds, median", "fastest to slowest"], lines), machine()])
+    panels = {"whole processes": {name: statistics.median(times) for name, times in taken.items()}}
+    plot = bars("startup.png", panels, "seconds")
+    body = "\n\n".join([text, table(["", "seconds, median", "fastest to slowest"], lines), plot, machine()])
     print(body)
     write_section("Start-up", body)
 

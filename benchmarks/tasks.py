@@ -2,21 +2,20 @@
 
     python benchmarks/tasks.py [--tasks=sst2,conll] [--seeds=3] [--lines=FILE] [--rows=32 --eval_rows=32 --epochs=1]
 
-Question: does each task learn as well here as there, and how long does it take? Both sides get the same rows in the
-same split, the same checkpoint, and the same epochs, batch size, rate, warm-up, decay (not of biases and norms),
-clipping, longest row and seeds, and their predictions are scored by the same code. Hugging Face is its own model
-classes with their own dropout and eager attention, in a plain loop over rows in random order: padding to the longest
-row of a batch, AdamW, linear schedule. Each run is a process of its own, one after the other, and prints one JSON line.
-Seconds go from texts to a trained model: tokenization and tracing are in, loading and evaluation are not. Scores are
-those after the last epoch.
+Question: does each task learn as well here as there, and as well in bfloat16? All sides get the same rows in the same
+split, the same checkpoint, and the same epochs, batch size, rate, warm-up, decay (not of biases and norms), clipping,
+longest row and seeds, and their predictions are scored by the same code. Hugging Face is its own model classes with
+their own dropout and eager attention, in a plain loop over rows in random order: padding to the longest row of a batch,
+AdamW, linear schedule. Each run is a process of its own, one after the other, and prints one JSON line. Scores are
+those after the last epoch. How long it takes is the question of `training_step.py` and `epoch.py`.
 
 `--rows`, `--eval_rows` and `--epochs` take other sizes; the table is then printed only. So it is when `--tasks` leaves
 out one of the usual tasks. `--lines` keeps the lines, and what is there already is not run again.
-`--tasks=all` is every task there is. Those in Chinese need `--chinese`, a checkpoint; `fill_mask` needs `--masked`, one
-with a head for masked words. `similarity` and `features` have no peer: the first is trained on cosines, the second
-is section 5.3 of Devlin et al. 2019, a BiLSTM over the frozen encoder.
+`--tasks=all` is every task there is. Those in Chinese need `--chinese`, a model that `make models/zh` pretrains from
+raw text. `similarity` and `features` have no peer: the first is trained on cosines, the second is section 5.3 of
+Devlin et al. 2019, a BiLSTM over the frozen encoder.
 
-Expected: scores within what seeds differ by; seconds at most half of Hugging Face's.
+Expected: scores within what seeds differ by.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from typing import Any
 
 from keras_bert import metrics
 from keras_bert.config import DataConfig
-from keras_bert.data import Rows, read
+from keras_bert.data import Rows, read, split
 from keras_bert.readers import Reading, draw_masks, encode_choices, encode_words, find_types, read_labelled
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -130,14 +129,19 @@ def headless(names: Sequence[str], *files: str) -> Callable[[Path], tuple[Rows, 
     return rows
 
 
-def sentences(folder: Path) -> tuple[Rows, Rows]:
-    """SST-2's development sentences with masks drawn in them, one piece a mask."""
-    from keras_bert.wordpiece import WordPiece
+def encyclopedia(folder: Path) -> tuple[Rows, Rows]:
+    """Chinese Wikipedia: the lines of 20 to 100 characters of the last file, which the model has not read."""
+    lines = (folder / "raw_zh" / "zhwiki_05.txt").read_text("utf-8").split("\n")
+    found = {n: line for n, line in enumerate(lines, 1) if 20 <= len(line) <= 100 and not line.startswith("<")}
+    rows = Rows({"text": [*found.values()]}, ["zhwiki_05.txt"] * len(found), [*found])
+    return rows.take([]), rows
 
-    rows = read(folder / "sst2" / "dev.tsv", ["sentence"])
-    vocabulary = (folder / "vocab" / "uncased" / "vocab.txt").read_text("utf-8").splitlines()
-    drawn = draw_masks(rows, SENTENCE, WordPiece(vocabulary, True, "hf", ("[MASK]",)), 126, 16, 12345)
-    return drawn.take([]), drawn
+
+def tweets(folder: Path) -> tuple[Rows, Rows]:
+    """Kaggle's Disaster Tweets: a fifth is held out, copies of a tweet on one side."""
+    rows = read(folder / "disaster_tweets" / "train.csv", ["text", "target"])
+    kept, held = split([text.strip().casefold() for text in rows["text"]], rows["target"], 0.2, 1)
+    return rows.take(kept), rows.take(held)
 
 
 PASSAGE = DataConfig(text_pair_column="text_pair")
@@ -148,7 +152,9 @@ CONLL = labelled("tag", DataConfig(), "conll2003/eng.train", "conll2003/eng.test
 MRPC = labelled("classify", PARAPHRASES, "mrpc/msr_paraphrase_train.txt", "mrpc/msr_paraphrase_test.txt")
 COSINES = ("spearman", "auc")
 
+TWEET = DataConfig(label_column="target")
 TASKS = {
+    "tweets": Task("Disaster Tweets, disaster or not", "classify", tweets, ("f1", "accuracy"), TWEET, batch=32),
     "sst2": Task(
         "SST-2, sentiment",
         "classify",
@@ -174,13 +180,13 @@ TASKS = {
     "csqa": Task("CommonsenseQA, choices", "choice", commonsense, ("accuracy",), length=64),
     "embed": Task("MRPC, cosines without training", "embed", MRPC, COSINES, PARAPHRASES, train=False, epochs=0),
     "fill_mask": Task(
-        "SST-2, masked words without training",
+        "Chinese Wikipedia, masked words without training",
         "fill_mask",
-        sentences,
+        encyclopedia,
         ("p_at_1", "p_at_5", "mrr"),
-        SENTENCE,
+        eval_rows=1000,
         head={"top_k": TOP},
-        checkpoint="masked",
+        checkpoint="chinese",
         train=False,
         epochs=0,
     ),
@@ -228,7 +234,7 @@ TASKS = {
         peer=False,
     ),
 }
-USUAL = ("sst2", "mrpc", "conll", "squad", "csqa", "embed")
+USUAL = ("tweets", "sst2", "mrpc", "conll", "squad", "csqa", "embed")
 
 
 @dataclass(frozen=True)
@@ -257,7 +263,10 @@ def job_of(task: Task, args: argparse.Namespace, seed: int) -> Job:
     elif task.kind == "classify":
         labels = tuple(sorted(set(everything[task.data.label_column])))
     train = spread(everything, task.rows) if task.train else everything.take([])
-    return Job(task, train, spread(held, task.eval_rows), labels, Path(getattr(args, task.checkpoint)), seed)
+    job = Job(task, train, spread(held, task.eval_rows), labels, Path(getattr(args, task.checkpoint)), seed)
+    if task.kind != "fill_mask":
+        return job
+    return dataclasses.replace(job, held=draw_masks(job.held, task.data, masked_wordpiece(job), task.length, 16, 12345))
 
 
 # === Scores: (job, what a side found) -> metrics ===
@@ -346,8 +355,8 @@ def gold_tags(rows: Rows) -> Iterator[list[str]]:
 # === Ours ===
 
 
-def ours(job: Job) -> tuple[float, Found]:
-    """keras_bert, as `keras-bert finetune` runs it. Returns seconds, and what was found."""
+def ours(job: Job, precision: str = "none") -> Found:
+    """What keras_bert finds, trained as `keras-bert finetune` does."""
     from keras_bert import Bert, OptimizerConfig, TrainConfig
     from keras_bert.heads import Network
     from keras_bert.trainer import Trainer
@@ -360,10 +369,14 @@ def ours(job: Job) -> tuple[float, Found]:
         job.checkpoint, task.kind, job.labels, data, seed=job.seed, head=task.head, max_seq_length=task.length
     )
     if not task.train:
-        begun = time.perf_counter()
-        found = UNTRAINED[task.kind](job, bert)
-        return time.perf_counter() - begun, found
-    config = TrainConfig(num_train_epochs=task.epochs, train_batch_size=task.batch, eval_batch_size=32, seed=job.seed)
+        return UNTRAINED[task.kind](job, bert)
+    config = TrainConfig(
+        num_train_epochs=task.epochs,
+        train_batch_size=task.batch,
+        eval_batch_size=32,
+        seed=job.seed,
+        mixed_precision=precision,
+    )
     shape, head = bert.network.encoder.config, bert.network.head
     optimizer = OptimizerConfig(
         learning_rate=task.rate,
@@ -373,7 +386,6 @@ def ours(job: Job) -> tuple[float, Found]:
         epsilon=EPSILON,
         freeze_layers=shape.num_layers if task.frozen else -1,
     )
-    begun = time.perf_counter()
     rows = LabelledRows(bert.examples(job.train), bert.text, config, head, bert.windows)
     trainer = Trainer(
         lambda policy: HeadTask(Network(shape, head.config, dtype=policy)),
@@ -386,9 +398,8 @@ def ours(job: Job) -> tuple[float, Found]:
         for batch in trainer.take(rows.training(trainer, epoch * rows.steps)):
             trainer.train(batch)
     trainer.flush()
-    seconds = time.perf_counter() - begun
     held = LabelledRows(bert.examples(job.held), bert.text, config, head, bert.windows)
-    return seconds, FOUND[task.kind](job, held.evaluate(trainer)[1])
+    return FOUND[task.kind](job, held.evaluate(trainer)[1])
 
 
 def our_tags(job: Job, answers: dict[str, Any]) -> Found:
@@ -701,19 +712,24 @@ PEERS: dict[str, type[HuggingFace]] = {
 }
 
 
-def hugging_face(job: Job) -> tuple[float, Found]:
-    """transformers on PyTorch. Returns seconds, and what was found."""
+def hugging_face(job: Job) -> Found:
+    """What transformers on PyTorch finds."""
     peer = PEERS[job.task.kind](job)
-    begun = time.perf_counter()
     if job.task.train:
         peer.train()
-        seconds = time.perf_counter() - begun
-        return seconds, peer.found(peer.examples(job.held))
-    found = peer.found(peer.examples(job.held))
-    return time.perf_counter() - begun, found
+    return peer.found(peer.examples(job.held))
 
 
-SIDES: dict[str, Callable[[Job], tuple[float, Found]]] = {"keras_bert": ours, "hf": hugging_face}
+SIDES: dict[str, Callable[[Job], Found]] = {
+    "keras_bert": ours,
+    "keras_bert bf16": lambda job: ours(job, "bfloat16"),
+    "hf": hugging_face,
+}
+
+
+def sides_of(task: Task) -> list[str]:
+    """Who takes part: nothing is trained in bfloat16 where nothing is trained, and not all tasks have a peer."""
+    return [side for side in SIDES if (task.peer or side != "hf") and (task.train or side != "keras_bert bf16")]
 
 
 # === Runs and the table ===
@@ -724,10 +740,9 @@ def work(name: str, side: str, seed: int, args: argparse.Namespace) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     job = job_of(sized(TASKS[name], args), args, seed)
-    seconds, found = SIDES[side](job)
-    scores = {key: round(value, 6) for key, value in SCORES[job.task.kind](job, found).items()}
+    scores = {key: round(value, 6) for key, value in SCORES[job.task.kind](job, SIDES[side](job)).items()}
     line = key_of(name, side, seed, args) | {"train_rows": len(job.train), "held_rows": len(job.held)}
-    out.write(json.dumps(line | {"seconds": round(seconds, 2), "metrics": scores}) + "\n")
+    out.write(json.dumps(line | {"metrics": scores}) + "\n")
     out.close()
 
 
@@ -766,24 +781,17 @@ def run(name: str, side: str, seed: int, args: argparse.Namespace) -> dict[str, 
 
 
 def rows_of_table(name: str, runs: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    """A row for each metric of a task; sizes and seconds stand in the first."""
-    task, sides = TASKS[name], [side for side in SIDES if runs.get(side)]
+    """A row for each metric of a task; its sizes stand in the first."""
+    task, one = TASKS[name], next(iter(filter(None, runs.values())))[0]
+    what = f"{one['train_rows']} rows, {one['epochs']} epochs" if task.train else "not trained"
+    heads = [[task.title, f"{what}; {one['held_rows']} held out"]] + [["", ""]] * (len(task.shown) - 1)
     lines = []
-    for number, metric in enumerate(task.shown):
-        values = {side: [line["metrics"][metric] for line in runs[side]] for side in sides}
-        cells = [mean_and_each(values.get(side, [])) for side in SIDES]
-        both = len(sides) == 2
-        difference = statistics.mean(values["keras_bert"]) - statistics.mean(values["hf"]) if both else 0.0
-        cells.append(f"{difference:+.4f}" if both else "-")
-        if number == 0:
-            one = runs[sides[0]][0]
-            what = f"{one['train_rows']} rows, {one['epochs']} epochs" if task.train else "not trained"
-            seconds = {side: statistics.median(line["seconds"] for line in runs[side]) for side in sides}
-            cells += [f"{seconds[side]:.1f}" if side in seconds else "-" for side in SIDES]
-            cells.append(f"{seconds['hf'] / seconds['keras_bert']:.2f}" if both else "-")
-            lines.append([task.title, f"{what}; {one['held_rows']} held out", metric, *cells])
-        else:
-            lines.append(["", "", metric, *cells, "", "", ""])
+    for head, metric in zip(heads, task.shown, strict=True):
+        values = {side: [line["metrics"][metric] for line in runs.get(side, [])] for side in SIDES}
+        apart = "-"
+        if values["keras_bert"] and values["hf"]:
+            apart = f"{statistics.mean(values['keras_bert']) - statistics.mean(values['hf']):+.4f}"
+        lines.append([*head, metric, *(mean_and_each(values[side]) for side in SIDES), apart])
     return lines
 
 
@@ -796,7 +804,7 @@ def mean_and_each(values: Sequence[float]) -> str:
 
 
 SIZES = ("rows", "eval_rows", "epochs")
-FLAGS = ("data", "checkpoint", "masked", "chinese", *SIZES)
+FLAGS = ("data", "checkpoint", "chinese", *SIZES)
 
 
 def main() -> None:
@@ -805,8 +813,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 1 on")
     parser.add_argument("--data", type=Path, default=SHARED)
     parser.add_argument("--checkpoint", type=Path, default=None, help="default: the demo's all-MiniLM-L6-v2")
-    parser.add_argument("--masked", type=Path, default=None, help="a checkpoint with a head for masked words")
-    parser.add_argument("--chinese", type=Path, default=None, help="a checkpoint of a Chinese model")
+    parser.add_argument("--chinese", type=Path, default=None, help="a checkpoint as `make models/zh` leaves it")
     parser.add_argument("--lines", type=Path, default=None, help="where the JSON lines are kept, and found again")
     for name in SIZES:
         parser.add_argument(f"--{name}", type=int, default=None)
@@ -840,19 +847,19 @@ def main() -> None:
         runs: dict[str, list[dict[str, Any]]] = {}
         seeds = range(1, 1 + (args.seeds if TASKS[name].train else 1))  # nothing is drawn where nothing is learnt
         for seed in seeds:
-            for side in SIDES if TASKS[name].peer else ("keras_bert",):
+            for side in sides_of(TASKS[name]):
                 line = run(name, side, seed, args)
                 failed = failed or line is None
                 runs.setdefault(side, []).extend([line] if line else [])
         if any(runs.values()):
             body += rows_of_table(name, runs)
-    header = ["task", "rows", "metric", "keras_bert", "hf", "difference", "seconds", "hf, seconds", "times ours"]
+    header = ["task", "rows", "metric", *SIDES, "keras_bert - hf"]
     about = (
-        f"`python benchmarks/tasks.py`: {model}, seeds {[*range(1, 1 + args.seeds)]}, batch {Task.batch}, rate "
-        f"{Task.rate:g}, float32. The same rows, checkpoint and hyper-parameters on both sides, scored by the same "
-        "code after the last epoch. `hf` is Hugging Face transformers on PyTorch, padding to the longest row of a "
-        "batch. Seconds are from texts to a trained model, or to the answers where nothing is trained; medians over "
-        "seeds."
+        f"`python benchmarks/tasks.py`: {model}, seeds {[*range(1, 1 + args.seeds)]}, batch {Task.batch} (tweets "
+        f"{TASKS['tweets'].batch}), rate {Task.rate:g}, float32 but where bf16 is said. The same rows, checkpoint and "
+        "hyper-parameters on all sides, scored by the same code after the last epoch; the mean over seeds, and each. "
+        "`hf` is Hugging Face transformers on PyTorch, padding to the longest row of a batch. Chinese rows start from "
+        "`make models/zh`, a BERT-mini that has read 5 MB of text."
     )
     text = "\n\n".join([about, table(header, body), machine()])
     print(text)

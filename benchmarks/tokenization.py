@@ -113,10 +113,10 @@ def main() -> None:
     missing = [name for name in ("tokenizers", "tensorflow_text") if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(f"needs {' and '.join(missing)}: pip install 'keras3-bert[peers]'")
-    from report import machine, table, write_section
+    from report import bars, machine, table, write_section
 
-    rows = []
-    sizes = []
+    rows, sizes = [], []
+    panels: dict[str, dict[str, float]] = {}
     for language, lines, name in (
         ("English", english(args.data / "raw_en"), "uncased"),
         ("Chinese", chinese(args.data / "raw_zh"), "chinese"),
@@ -136,6 +136,7 @@ def main() -> None:
             speed = f"{megabytes / statistics.median(seconds):.1f}"
             spread = f"{megabytes / max(seconds):.1f} to {megabytes / min(seconds):.1f}"
             rows.append([language, peer, speed, spread, *ratios, f"{count:,}"])
+            panels.setdefault(language, {})[peer] = float(speed)
     header = ["", "", "MB/s, median", "slowest to fastest", "times TF Text", f"times {HF}", "ids"]
     body = "\n\n".join(
         [
@@ -144,10 +145,10 @@ def main() -> None:
             "vocabularies. Ratios are medians over rounds; with offsets, beside TF Text with offsets.",
             table(header, rows),
             f"Making our uncased tokenizer: {first:.2f} s, {again:.2f} s again in the same process.",
-            machine(),
         ]
     )
     if not args.dry_run:
+        body += f"\n\n{bars('tokenization.png', panels, 'MB/s')}\n\n{machine()}"
         write_section("Tokenization", body)
     print(body)
 

@@ -1,27 +1,30 @@
 """One fine-tuning step: keras_bert, KerasHub, Model Garden and Hugging Face on PyTorch.
 
-    python benchmarks/training_step.py [--quick] [--sizes=minilm,base] [--lengths=32,128]
+    python benchmarks/training_step.py [--quick] [--cases=minilm-32,minilm-128,base-128]
 
 Question: how long does a step take (forward, backward, clipping by the global norm, AdamW), with the same sizes, batch
 and token ids, dropout 0.1, and how much memory? Weights are random: speed does not depend on them. bfloat16 is a
 `mixed_bfloat16` policy in Keras and autocast in PyTorch; weights stay float32, but for `pure`, where PyTorch keeps them
 in bfloat16 too. Model Garden needs an environment of its own: GARDEN_PYTHON names its interpreter.
-`--quick` measures 32 tokens only, few times, and writes nothing.
+`--quick` measures the first case only, few times, and writes nothing.
 
 Expected: no slower than the fastest peer at either length and precision.
 """
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import turns
 
 VOCABULARY, RATE, DECAY = 30522, 5e-5, 0.01
-SIZES = {"minilm": (6, 384, 12, 1536, 32), "base": (12, 768, 12, 3072, 8)}
+SIZES = {"mini": (4, 256, 4, 1024, 32), "minilm": (6, 384, 12, 1536, 32), "base": (12, 768, 12, 3072, 8)}
 """Layers, hidden size, heads, feed-forward size, batch."""
 PRECISIONS = ("float32", "bfloat16")
 Step = Callable[[], float]
+Peers = Mapping[str, Callable[[str, int, str], Step]]
+"""By name: size, length, precision -> a step that returns the loss."""
 
 
 def rows(batch: int, length: int) -> tuple:
@@ -34,17 +37,12 @@ def rows(batch: int, length: int) -> tuple:
     return random.integers(1000, VOCABULARY, mask.shape) * mask, mask, random.integers(0, 2, batch)
 
 
-def ours(size: str, length: int, precision: str) -> Step:
-    import tensorflow as tf
+def encoder_of(size: str) -> Any:
+    """Our config of an encoder of this size."""
+    from keras_bert.config import EncoderConfig
 
-    from keras_bert import OptimizerConfig, TrainConfig
-    from keras_bert.config import EncoderConfig, HeadConfig
-    from keras_bert.heads import Network
-    from keras_bert.trainer import Trainer
-    from keras_bert.training import HeadTask
-
-    layers, hidden, heads, inner, count = SIZES[size]
-    shape = EncoderConfig(
+    layers, hidden, heads, inner, _ = SIZES[size]
+    return EncoderConfig(
         vocab_size=VOCABULARY,
         hidden_dim=hidden,
         num_layers=layers,
@@ -52,20 +50,21 @@ def ours(size: str, length: int, precision: str) -> Step:
         intermediate_dim=inner,
         activation="gelu",
     )
-    head = HeadConfig(labels=("0", "1"))
-    ids, mask, labels = rows(count, length)
-    batch = {
-        "features": {"token_ids": ids.astype("int32"), "padding_mask": mask, "segment_ids": ids.astype("int32") * 0},
-        "labels": labels.astype("int32"),
-        "weights": (labels * 0 + 1).astype("float32"),
-    }
-    trainer = Trainer(
-        lambda policy: HeadTask(Network(shape, head, dtype=policy)),
-        Network(shape, head),
-        OptimizerConfig(learning_rate=RATE, weight_decay=DECAY),
-        TrainConfig(mixed_precision="none" if precision == "float32" else precision, train_batch_size=count),
-        1_000_000,
+
+
+def repeated(make: Callable[[str | None], Any], batch: Any, precision: str) -> Step:
+    """A step of our trainer on this batch, again and again; `make` gives a task of a precision."""
+    import tensorflow as tf
+
+    from keras_bert import OptimizerConfig, TrainConfig
+    from keras_bert.trainer import Trainer
+
+    config = TrainConfig(
+        mixed_precision="none" if precision == "float32" else precision,
+        train_batch_size=len(tf.nest.flatten(batch)[0]),
     )
+    optimizer = OptimizerConfig(learning_rate=RATE, weight_decay=DECAY)
+    trainer = Trainer(make, make(None).network, optimizer, config, 1_000_000)
     # Sizes are unknown to the graph, as they are in a real run.
     specs = tf.nest.map_structure(lambda x: tf.TensorSpec([None] * x.ndim, x.dtype), batch)
 
@@ -81,6 +80,21 @@ def ours(size: str, length: int, precision: str) -> Step:
         return trainer.flush()["loss"]
 
     return step
+
+
+def ours(size: str, length: int, precision: str) -> Step:
+    from keras_bert.config import HeadConfig
+    from keras_bert.heads import Network
+    from keras_bert.training import HeadTask
+
+    shape, head, count = encoder_of(size), HeadConfig(labels=("0", "1")), SIZES[size][-1]
+    ids, mask, labels = rows(count, length)
+    batch = {
+        "features": {"token_ids": ids.astype("int32"), "padding_mask": mask, "segment_ids": ids.astype("int32") * 0},
+        "labels": labels.astype("int32"),
+        "weights": (labels * 0 + 1).astype("float32"),
+    }
+    return repeated(lambda policy: HeadTask(Network(shape, head, dtype=policy)), batch, precision)
 
 
 def keras_hub(size: str, length: int, precision: str) -> Step:
@@ -164,7 +178,7 @@ def hugging_face(pure: bool = False) -> Callable[[str, int, str], Step]:
     return build
 
 
-PEERS: dict[str, Callable[[str, int, str], Step]] = {
+PEERS: Peers = {
     "keras_bert": ours,
     "KerasHub": keras_hub,
     "Model Garden": garden,
@@ -173,12 +187,13 @@ PEERS: dict[str, Callable[[str, int, str], Step]] = {
 }
 
 
-def measure(size: str, length: int, precision: str, rounds: int) -> list[list[str]]:
+def measure(script: str, peers: Peers, case: tuple[str, int, str], rounds: int) -> list[list[str]]:
     """The peers in turn; one line of the table for each."""
+    size, length, precision = case
     own = {"Model Garden": os.environ.get("GARDEN_PYTHON", "")}
-    peers = [n for n in PEERS if not (n.endswith("pure") and precision == "float32") and own.get(n, n)]
+    names = [n for n in peers if not (n.endswith("pure") and precision == "float32") and own.get(n, n)]
     lines, tokens = [], SIZES[size][-1] * length
-    for name, taken in (found := turns.measure(__file__, peers, [size, length, precision], rounds, own)).items():
+    for name, taken in (found := turns.measure(script, names, case, rounds, own)).items():
         line = [size, f"{length}", precision, name]
         if taken.missing:
             lines.append([*line, taken.missing, "", "", ""])
@@ -191,36 +206,45 @@ def measure(size: str, length: int, precision: str, rounds: int) -> list[list[st
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(script: str, doc: str | None, peers: Peers, title: str, cases: str, text: str) -> None:
+    """The command line of a benchmark of steps: sizes with lengths, in every precision, into a section with a plot."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--sizes", default="minilm")
-    parser.add_argument("--lengths", default="32,128")
+    parser.add_argument("--cases", default=cases)
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--worker", nargs=4, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         name, size, length, precision = args.worker
-        turns.work(lambda: PEERS[name](size, int(length), precision))
+        turns.work(lambda: peers[name](size, int(length), precision))
         return
-    from report import machine, table, write_section
+    from report import bars, machine, table, write_section
 
-    lengths, rounds = ((32,), 5) if args.quick else ([int(n) for n in args.lengths.split(",")], args.rounds)
-    cases = [(s, n, p) for s in args.sizes.split(",") for n in lengths for p in args.precisions.split(",")]
-    lines = [line for size, length, precision in cases for line in measure(size, length, precision, rounds)]
+    named, rounds = (cases.split(",")[:1], 5) if args.quick else (args.cases.split(","), args.rounds)
+    sized = [(size, int(length)) for size, length in (case.split("-") for case in named)]
+    each = [(*case, precision) for case in sized for precision in args.precisions.split(",")]
+    lines = [line for case in each for line in measure(script, peers, case, rounds)]
     header = ["size", "tokens", "precision", "", "seconds per step, median", "tokens/s", "peak MB", "times ours"]
-    text = (
-        "`python benchmarks/training_step.py`: minilm is 6 layers of 384 with batch 32, base 12 of 768 with batch 8; "
-        f"rows half to all full, AdamW, clipping, dropout 0.1; {rounds} steps of each in turn, each in a process of "
-        "its own. tokens/s counts padding; `pure` keeps the weights in bfloat16 too."
-    )
-    body = "\n\n".join([text, table(header, lines), machine()])
+    about = f"{text} {rounds} steps of each in turn, each in a process of its own. tokens/s counts padding."
     if args.quick:
-        print(body)
+        print("\n\n".join([about, table(header, lines), machine()]))
         return
-    write_section("A training step", body)
+    panels: dict[str, dict[str, float]] = {}
+    for size, length, precision, name, *_, ratio in lines:
+        if ratio:
+            panels.setdefault(f"{size}, {length} tokens, {precision}", {})[name] = float(ratio)
+    plot = bars(os.path.basename(script).replace(".py", ".png"), panels, "time of a step, times ours")
+    write_section(title, "\n\n".join([about, table(header, lines), plot, machine()]))
 
 
 if __name__ == "__main__":
-    main()
+    run(
+        __file__,
+        __doc__,
+        PEERS,
+        "A training step",
+        "minilm-32,minilm-128,base-128",
+        "`python benchmarks/training_step.py`: minilm is 6 layers of 384 with batch 32, base 12 of 768 with batch 8; "
+        "rows half to all full, AdamW, clipping, dropout 0.1; `pure` keeps the weights in bfloat16 too;",
+    )
