@@ -42,10 +42,12 @@ bench-speed: $(VENV)/.peers
 	$(BIN)/python benchmarks/pretraining_step.py
 	$(BIN)/python benchmarks/epoch.py
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/where_time_goes.py
 	$(BIN)/python benchmarks/tokenization.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/lite.py
 
 bench-tasks: $(VENV)/.peers models/zh

@@ -33,7 +33,7 @@ USAGE = "\n".join(
         "",
         *(f"  {name:13} {what}" for name, what in COMMANDS.items()),
         "",
-        "`keras-bert COMMAND --help` lists the flags of a command.",
+        "`keras-bert demo` needs no flags and no data. `keras-bert COMMAND --help` lists the flags of a command.",
     ]
 )
 

@@ -38,7 +38,6 @@ from keras_bert.data import (
 )
 from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.heads import HEADS, Network, Words
-from keras_bert.predictions import by_label
 from keras_bert.progress import Progress
 from keras_bert.runs import locked
 from keras_bert.text import Text
@@ -64,6 +63,7 @@ class Bert:
         data: the columns that the `keras-bert` commands read.
         windows: how long texts are read, where a call does not say.
         report: what loading filled, and what it left new.
+        others: further networks, with whose scores those of `network` are averaged.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Bert:
             self.data = dataclasses.replace(self.data, text_pair_column="text_pair")
         self.windows = windows or network.head.windows(text.config.max_seq_length)
         self.report: checkpoints.Report | None = None
+        self.others: tuple[Network, ...] = ()
         self._answer: dict[tuple[WindowConfig, str], Any] = {}
 
     @classmethod
@@ -398,7 +399,7 @@ class Bert:
     def _has(self, name: str) -> None:
         """Raises ConfigError where the model has no signature of this name."""
         task = self.network.head.config.task
-        if {**serving.COMMON, **serving.SIGNATURES.get(task, {})}.get(name) is None:
+        if name not in serving.signatures_of(task, 1 + len(self.others)):
             raise ConfigError(f"a model for {task} has no {name}; take the task embed or similarity")
         if self.pair and self.network.head.reads == "row":
             raise ConfigError(f"this model for {task} reads pairs as one row; take the task embed")
@@ -416,7 +417,7 @@ class Bert:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         windows = windows or self.windows
         if (windows, name) not in self._answer:
-            served = serving.Served(self.text, self.network, self.pair, windows)
+            served = serving.Served(self.text, self.network, self.pair, windows, self.others)
             self._answer[windows, name] = served.signatures()[name]
         asked = self._answer[windows, name]
         with Progress("predict", len(examples), progress) as bar:
@@ -448,7 +449,7 @@ class Bert:
 
     def export(self, export_dir: str | Path, version: int | None = None, **options: Any) -> Path:
         """Write a SavedModel that takes strings to `export_dir/VERSION`; for the options see `serving.export`."""
-        options["windows"] = options.get("windows") or self.windows
+        options |= {"windows": options.get("windows") or self.windows, "others": self.others}
         return serving.export(self.text, self.network, self.pair, export_dir, version, **options)
 
     def _rows(
@@ -495,11 +496,13 @@ class Bert:
 class Ensemble(Bert):
     """Models of the same task and labels, such as those of folds, that answer with the mean of their scores.
 
+    Exported, they are one SavedModel. Training and saving are matters of each of them.
+
     Args:
-        members: one or more; text, labels, threshold and windows are those of the first.
+        members: one or more; threshold and windows are those of the first.
 
     Raises:
-        ConfigError: the task has no scores of whole rows, or the labels differ.
+        ConfigError: the task has no scores of whole rows; or labels, vocabularies or how texts are read differ.
     """
 
     def __init__(self, members: Sequence[Bert]) -> None:
@@ -508,29 +511,18 @@ class Ensemble(Bert):
         choose(serving.MERGED, self.network.head.config.task, "task of several models")
         if len(labels) > 1:
             raise ConfigError(f"models with different labels cannot answer together: {sorted(labels)}")
-        self.members = list(members)
+        for member in members[1:]:
+            if (member.text.config, member.text.vocabulary) != (first.text.config, first.text.vocabulary):
+                raise ConfigError("models that read texts differently cannot answer together")
+        self.others = tuple(member.network for member in members[1:])
 
-    def arrays_of(
-        self, examples: Examples, batch_size: int = 64, progress: Any = None, windows: WindowConfig | None = None
-    ) -> dict[str, np.ndarray]:
-        windows = windows or self.windows
-        parts = [member.arrays_of(examples, batch_size, progress, windows) for member in self.members]
-        scores = np.stack([by_label(part) for part in parts]).mean(0, dtype=np.float64).astype(np.float32)
-        head = self.network.head
-        _, logits = serving.MERGED[head.config.task]
-        found = head.answer(logits(keras.ops.convert_to_tensor(scores.reshape(len(examples), -1))))
-        answer = parts[0] | {name: np.asarray(value) for name, value in found.items() if name in parts[0]}
-        names = np.array([*encoded(self.labels), b""], object)
-        columns = {"labels": answer.get("class_ids"), "label": answer.get("class_ids", np.zeros((1, 1), int))[:, 0]}
-        return answer | {name: names[ids] for name, ids in columns.items() if name in answer}
-
-    def export(self, export_dir: str | Path, version: int | None = None, **options: Any) -> Path:
-        """One SavedModel holds one model.
+    def save(self, path: str | Path, notes: dict[str, Any] | None = None) -> None:
+        """A directory holds one model.
 
         Raises:
             ConfigError: always.
         """
-        raise ConfigError(f"{len(self.members)} models cannot be exported as one; export one of them")
+        raise ConfigError(f"{1 + len(self.others)} models cannot be saved as one; save each of them")
 
 
 def encoded_labels(rows: Rows, data: DataConfig, head: HeadConfig, text: Text) -> tuple[Any, Any]:

@@ -282,7 +282,7 @@ def encode_labels(rows: Rows, column: str, task: str, labels: Sequence[str]) -> 
         else:
             encoded.append(ids[value])
     shape = (len(encoded), len(labels)) if task == "multilabel" else (len(encoded),)
-    return np.array(encoded, np.int32 if task == "classify" else np.float32).reshape(shape)
+    return np.array(encoded, np.float32 if task in ("multilabel", "regress") else np.int32).reshape(shape)
 
 
 def learnt_head(head: HeadConfig, finetune: FinetuneConfig, encoded: Any) -> HeadConfig:

@@ -39,6 +39,23 @@ class Rows:
         return ops.reshape(x, (self.batch, self.length, x.shape[-1]))
 
 
+class Memory:
+    """Keys and values of the tokens that a block has read, `[B, N, P, H]`, for tokens that come after them.
+
+    To begin with there are none, P = 0; a call of the block adds those of its own tokens.
+    """
+
+    def __init__(self, key: Tensor = None, value: Tensor = None) -> None:
+        self.key, self.value = key, value
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add `[B, N, T, H]`; returns keys and values of all, `[B, N, P + T, H]`."""
+        if self.key is not None:
+            key, value = (ops.concatenate(two, axis=2) for two in ((self.key, key), (self.value, value)))
+        self.key, self.value = key, value
+        return key, value
+
+
 def dense(config: EncoderConfig, units: int, name: str, dtype: Any, activation: Any = None) -> keras.layers.Dense:
     """A dense layer with BERT's initial weights: truncated normal kernel, zero bias."""
     initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
@@ -109,11 +126,11 @@ class Attention(keras.layers.Layer):
         for layer in (self.query, self.key, self.value, self.output_dense):
             layer.build((None, self.config.hidden_dim))
 
-    def heads(self, x: Tensor, rows: Rows) -> Tensor:
+    def heads(self, x: Tensor, rows: Rows, training: bool) -> Tensor:
         """`[R, D]` -> `[B, N, T, H]`."""
         num_heads = self.config.num_heads
         shape = (rows.batch, rows.length, num_heads, self.config.hidden_dim // num_heads)
-        return ops.transpose(ops.reshape(x, shape), (0, 2, 1, 3))
+        return kernels.swap(ops.reshape(x, shape), training)
 
     def call(
         self,
@@ -124,17 +141,20 @@ class Attention(keras.layers.Layer):
         positions: Tensor,
         training: bool = False,
         seed: Tensor = None,
+        memory: Memory | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the new rows `[R, D]` and the probabilities `[B, N, T, S]`."""
-        query, key, value = (self.heads(f(x), rows) for f in (self.query, self.key, self.value))
+        """Returns the new rows `[R, D]` and the probabilities `[B, N, T, S]`; with a memory S is its P and T."""
+        query, key, value = (self.heads(f(x), rows, training) for f in (self.query, self.key, self.value))
         query, key = where.rotate(query, key, positions)
+        if memory is not None:
+            key, value = memory.extend(key, value)
         scale = 1.0 / math.sqrt(self.config.hidden_dim // self.config.num_heads)
         scores = ops.matmul(query * ops.cast(scale, query.dtype), ops.transpose(key, (0, 1, 3, 2)))
         scores = where.scores(scores, query, positions)
         probabilities = kernels.masked_softmax(scores, visible, training)
         dropped = self.dropout(probabilities, training=training, seed=seed)
         context = where.values(ops.matmul(dropped, value), dropped, positions)  # [B, N, T, H]
-        context = ops.reshape(ops.transpose(context, (0, 2, 1, 3)), (-1, self.config.hidden_dim))
+        context = ops.reshape(kernels.swap(context, training), (-1, self.config.hidden_dim))
         return self.output_dense(context), probabilities
 
 
@@ -184,10 +204,18 @@ class Block(keras.layers.Layer):
         positions: Tensor,
         training: bool = False,
         seeds: Sequence[Tensor] = (None, None, None),
+        memory: Memory | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Rows `[R, D]` -> rows `[R, D]` and the attention probabilities `[B, N, T, S]`."""
         attended, probabilities = self.attention(
-            x, rows=rows, visible=visible, where=where, positions=positions, training=training, seed=seeds[0]
+            x,
+            rows=rows,
+            visible=visible,
+            where=where,
+            positions=positions,
+            training=training,
+            seed=seeds[0],
+            memory=memory,
         )
         x = self.attention_norm(x + self.dropout(attended, training=training, seed=seeds[1]), training=training)
         changed = self.dropout(self.feed_forward(x), training=training, seed=seeds[2])
@@ -221,14 +249,17 @@ class Encoder(keras.Model):
         features: int or bool tensors `[B, T]`.
         taps: what to return, of "embedded" `[B, T, D]`, "layers" (a list of L `[B, T, D]`), "attentions" (a
             list of L `[B, N, T, S]`) and "sequence" (the last layer). Only what is asked for is kept.
+        memory: L of `Memory`, what each block reads of earlier calls and adds to. Not in training.
+        seen: bool `[B, T, P]`, who looks at which token of the memory; None where that is empty. A row then has the
+            tokens that are new, and `positions` says where they are.
 
     Example:
         encoder = Encoder(SIZES["mini"])
         hidden = encoder(np.array([[101, 7592, 102]]))["sequence"]
 
     Raises:
-        ConfigError: an unknown feature, tap, mask, activation or kind of positions; or a sequence longer
-            than `max_positions` where its length is known.
+        ConfigError: an unknown feature, tap, mask, activation or kind of positions; a sequence longer than
+            `max_positions` where its length is known; or a memory with positions that are relative.
     """
 
     def __init__(self, config: EncoderConfig, dtype: Any = None, name: str = "encoder", **kwargs: Any) -> None:
@@ -274,7 +305,8 @@ class Encoder(keras.Model):
         if len(token_ids.shape) != 2:
             raise ConfigError(f"token_ids must be of shape [B, T], got {tuple(token_ids.shape)}")
         length = token_ids.shape[1]
-        if length is not None and self.config.positions == "absolute" and length > self.config.max_positions:
+        counted = self.config.positions == "absolute" and "positions" not in full
+        if length is not None and counted and length > self.config.max_positions:
             raise ConfigError(f"{length} tokens in a row, but the model has {self.config.max_positions} positions")
         full.setdefault("segment_ids", ops.zeros_like(token_ids))
         full.setdefault("padding_mask", ops.not_equal(token_ids, self.config.pad_token_id))
@@ -293,22 +325,28 @@ class Encoder(keras.Model):
         features: Any,
         taps: Sequence[str] = ("sequence",),
         training: bool = False,
+        memory: Sequence[Memory] = (),
+        seen: Tensor = None,
     ) -> dict[str, Any]:
         """Run the blocks over embeddings `[B, T, D]`; returns the taps asked for."""
         unknown = sorted(set(taps) - set(TAPS))
         if unknown:
             raise ConfigError(f"unknown taps {unknown}; choose of {TAPS}")
         features = self.complete(features)
+        if memory and self.where.of_pairs:
+            raise ConfigError(f"positions of the kind {self.config.positions} are relative: no memory can be kept")
         shared = {
             "rows": (rows := Rows(features["token_ids"])),
-            "visible": attention_mask(self.rule, features),
+            "visible": attention_mask(self.rule, features, seen),
             "where": self.where,
             "positions": features["positions"],
         }
         out: dict[str, Any] = {name: [] for name in ("layers", "attentions") if name in taps}
         x = rows.to_rows(embedded)
-        for block in self.blocks:
-            x, probabilities = (block.again if self.recompute and training else block)(x, **shared, training=training)
+        for i, block in enumerate(self.blocks):
+            kept = {"memory": memory[i]} if memory else {}
+            run = block.again if self.recompute and training else block
+            x, probabilities = run(x, **shared, **kept, training=training)
             if "layers" in taps:
                 out["layers"].append(rows.to_batch(x))
             if "attentions" in taps:
@@ -319,5 +357,12 @@ class Encoder(keras.Model):
             out["sequence"] = rows.to_batch(x)
         return out
 
-    def call(self, features: Any, taps: Sequence[str] = ("sequence",), training: bool = False) -> dict[str, Any]:
-        return self.contextualise(self.embed(features, training), features, taps, training)
+    def call(
+        self,
+        features: Any,
+        taps: Sequence[str] = ("sequence",),
+        training: bool = False,
+        memory: Sequence[Memory] = (),
+        seen: Tensor = None,
+    ) -> dict[str, Any]:
+        return self.contextualise(self.embed(features, training), features, taps, training, memory, seen)

@@ -61,8 +61,14 @@ def from_json(values: Any, dtype: str) -> np.ndarray:
 # === Comparing ===
 
 
+RANKED = dict.fromkeys(("labels", "class_ids", "classes", "tokens", "token_ids"), "scores")
+"""Lists from the best to the worst, and their scores: where these are equal, machines may order otherwise."""
+FIRST = {"label": "labels", "filled": "tokens"}
+"""What is made of the first of a list."""
+
+
 def difference(found: Arrays, wanted: Arrays, tolerance: float) -> float:
-    """How far answers lie apart; labels that are sorted by score may change places where their scores are equal.
+    """How far answers lie apart; labels and words that are sorted by score may change places where scores are equal.
 
     Raises:
         DataError: they are not equal within `tolerance`; the message names the output and the row.
@@ -72,35 +78,38 @@ def difference(found: Arrays, wanted: Arrays, tolerance: float) -> float:
     for name, value in wanted.items():
         if found[name].shape != value.shape:
             raise DataError(f"{name} is of shape {found[name].shape}, not {value.shape}")
-    found, wanted, worst = _in_order_of_labels(found), _in_order_of_labels(wanted), 0.0
+    worst = 0.0
     for name, value in wanted.items():
         if value.dtype.kind == "f":
             apart = np.abs(found[name].astype(np.float64) - value) / np.maximum(1, np.abs(value))
             wrong = ~(apart <= tolerance)  # also where it is no number
             worst = max(worst, float(apart.max(initial=0)))
         else:
-            wrong = found[name] != value
-            if name == "label":
-                wrong = wrong & ~_as_good(found, wanted, tolerance)
+            wrong = (found[name] != value) & ~_as_good(name, found, wanted, tolerance)
         if wrong.any():
             row = int(np.argwhere(wrong)[0][0])
             raise DataError(f"{name} of row {row} is {found[name][row]!r}, not {value[row]!r}")
     return worst
 
 
-def _in_order_of_labels(outputs: Arrays) -> Arrays:
-    for key in ("labels", "classes"):
-        if key in outputs:
-            order = np.argsort(outputs[key], axis=1)
-            shape = outputs[key].shape
-            return {k: np.take_along_axis(v, order, 1) if v.shape == shape else v for k, v in outputs.items()}
-    return outputs
+def _as_good(name: str, found: Arrays, wanted: Arrays, tolerance: float) -> np.ndarray:
+    """Where an answer may be another than the wanted one, since its score was, within the tolerance, the same.
 
-
-def _as_good(found: Arrays, wanted: Arrays, tolerance: float) -> np.ndarray:
-    """Rows whose other best label had, within the tolerance, the score of the best."""
-    chosen = wanted["labels"] == found["label"][:, np.newaxis]
-    return np.max(np.where(chosen, wanted["scores"], -np.inf), axis=1) >= wanted["score"] - 2 * tolerance
+    What a list does not hold came behind its last.
+    """
+    if FIRST.get(name) in wanted:
+        first, same = FIRST[name], wanted[name].shape
+        changed = found[first][..., 0] != wanted[first][..., 0]
+        return changed.reshape(*same, -1).any(axis=-1)
+    good = np.zeros(wanted[name].shape, bool)
+    scores = wanted.get(RANKED.get(name, ""))
+    if scores is None or scores.shape != good.shape:
+        return good
+    for place in map(tuple, np.argwhere(found[name] != wanted[name])):
+        ranks = np.flatnonzero(wanted[name][place[:-1]] == found[name][place])
+        other = scores[place[:-1]][ranks[0] if ranks.size else -1]
+        good[place] = abs(other - scores[place]) <= 2 * tolerance
+    return good
 
 
 # === Replaying ===

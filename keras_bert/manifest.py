@@ -128,6 +128,7 @@ def _title(model: str, content: Mapping[str, Any]) -> str:
             content["about"].get("description")
             or f"A BERT for the task `{head['task']}`, from raw text to the answer in one TensorFlow SavedModel.",
             "",
+            *([f"- the mean of the scores of {content['models']} models"] if content["models"] > 1 else []),
             f"- {encoder['num_layers']} layers, {encoder['hidden_dim']} wide, {content['parameters']:,} parameters, "
             f"computed in {content['precision']}",
             f"- vocabulary of {content['vocabulary']['size']:,} pieces, "

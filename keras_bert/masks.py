@@ -38,8 +38,11 @@ def packed(features: dict[str, Any]) -> Any:
     return ops.equal(ops.expand_dims(features["pack_ids"], 2), ops.expand_dims(features["pack_ids"], 1))
 
 
-def attention_mask(rule: Rule, features: dict[str, Any]) -> Any:
+def attention_mask(rule: Rule, features: dict[str, Any], seen: Any = None) -> Any:
     """`rule` and the padding mask together, ready for `[B, N, T, S]` scores: bool `[B or 1, 1, T or 1, S]`.
+
+    Where there are P tokens before those of the features, `seen` says who looks at which of them, bool `[B, T, P]`, and
+    the result is `[B, 1, T, P + T]`.
 
     Where the features have `pack_ids`, `packed` holds as well, whatever the rule: packing is a property of a batch
     and not of the model, so that a model does not have to know how it was trained.
@@ -47,7 +50,11 @@ def attention_mask(rule: Rule, features: dict[str, Any]) -> Any:
     visible = ops.expand_dims(ops.cast(features["padding_mask"], "bool"), 1)  # [B, 1, S]
     if "pack_ids" in features:
         visible = ops.logical_and(visible, packed(features))
-    return ops.expand_dims(ops.logical_and(rule(features), visible), 1)
+    visible = ops.logical_and(rule(features), visible)
+    if seen is not None:
+        shape = ops.shape(features["token_ids"])
+        visible = ops.concatenate([seen, ops.broadcast_to(visible, (*shape, shape[1]))], axis=2)
+    return ops.expand_dims(visible, 1)
 
 
 MASKS: dict[str, Rule] = {"bidirectional": bidirectional, "causal": causal, "seq2seq": seq2seq}

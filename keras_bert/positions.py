@@ -24,6 +24,11 @@ class Positions(keras.layers.Layer):
         super().__init__(**kwargs)
         self.config = config
 
+    @property
+    def of_pairs(self) -> bool:
+        """Do scores or values depend on where both tokens of a pair are? Keys that are kept do not know where."""
+        return type(self).scores is not Positions.scores or type(self).values is not Positions.values
+
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Change the embeddings `x` `[B, T, D]` at `positions` (int, `[B or 1, T]`)."""
         return x

@@ -4,11 +4,14 @@
 `export` writes it as the signature `serving_default`, and the others of `COMMON` and `SIGNATURES` beside it. The parts
 are functions of the graph that all signatures call, so weights, vocabulary and graph are in the file once.
 
-Shapes: B texts, W windows (W = B where long texts are cut), T tokens, n labels.
+Models of the same task, such as those of folds, can answer as one, with the mean of their scores: the text is read once
+for all of them.
+
+Shapes: B texts, W windows (W = B where long texts are cut), T tokens, n labels, M models.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +22,7 @@ from keras import ops
 
 from keras_bert import generation, golden, manifest, op_check, packing, warmup
 from keras_bert.config import VECTORS, HeadConfig, WindowConfig, choose, to_dict
+from keras_bert.encoder import Memory
 from keras_bert.errors import CheckpointError
 from keras_bert.grouping import by_length
 from keras_bert.heads import Embed, Network, as_rows
@@ -28,6 +32,8 @@ from keras_bert.versions import publishing
 from keras_bert.vocabulary import MASK
 
 Tensors = dict[str, tf.Tensor]
+Pairs = list[tuple[tf.Tensor, tf.Tensor]]
+"""Keys and values of each block, see `encoder.Memory`."""
 DTYPES = (tf.float32, tf.int32, tf.string, tf.bool)
 
 
@@ -38,25 +44,40 @@ class Served:
         text_layer, network: the parts of the model.
         pair: does it read pairs of texts?
         windows: how long texts are read; by default they are cut.
+        others: further models of the same task, labels and vocabulary that answer together with `network`.
 
     Attributes:
         features: strings `[B]` -> what `Text` gives, and `num_windows` int32 `[B]`.
+        source, next: what `remembering` runs: token_ids and padding_mask `[B, T]` -> `Pairs`; and token_ids,
+            segment_ids, positions `[B, K]`, seen bool `[B, K, P]` and `Pairs` -> logits `[B, K, V]` and `Pairs` of K
+            tokens more.
         network: token_ids, segment_ids int32 and padding_mask bool `[W, T]` -> `logits`, `sequence` `[W, T, D]`, and
-            `pooled` `[W, D]` where the head has a pooler. Differentiable, also after loading; without dropout.
+            `pooled` `[W, D]` where the head has a pooler; of several models `logits` `[W, M, n]` only. Differentiable,
+            also after loading; without dropout.
 
     Raises:
-        ConfigError: the task has no way to merge windows.
+        ConfigError: the task has no way to merge windows, or models.
     """
 
-    def __init__(self, text_layer: Any, network: Network, pair: bool, windows: WindowConfig | None = None) -> None:
+    def __init__(
+        self,
+        text_layer: Any,
+        network: Network,
+        pair: bool,
+        windows: WindowConfig | None = None,
+        others: Sequence[Network] = (),
+    ) -> None:
         text_layer = network.head.reading(text_layer)
+        self.networks = (network, *others)
         self.text_layer, self.head, self.pair = text_layer, network.head, pair
         self.windows = windows or network.head.windows(text_layer.config.max_seq_length)
         if self.windows.max_windows > 1 and not self.head.located:
             choose(MERGED, network.head.config.task, "task with windows")
+        if others:
+            choose(MERGED, network.head.config.task, "task of several models")
         # Raw variables, not the Keras model: with the model as a child, the graph gets two handles for each
         # variable and TensorFlow 1 loaders, among them TensorFlow Serving, restore only one of them.
-        self.weights = [v.value for v in network.weights if "seed_generator" not in v.path]
+        self.weights = [v.value for n in self.networks for v in n.weights if "seed_generator" not in v.path]
         self.num_positions = network.encoder.config.max_positions - network.head.reserved
         self.vocab_size = network.encoder.config.vocab_size
         self.texts = [tf.TensorSpec([None], tf.string, name=n) for n in ("text", "text_pair")[: 1 + pair]]
@@ -67,6 +88,9 @@ class Served:
 
         def run(token_ids: Any, segment_ids: Any, padding_mask: Any) -> Tensors:
             features = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
+            if others:
+                logits = ops.stack([one(features, training=False) for one in self.networks], axis=1)
+                return {"logits": ops.cast(logits, "float32")}
             taps = network.encoded(features, sorted({*network.head.taps, "sequence"}))
             found = {"logits": network.head(taps, training=False), "sequence": taps["sequence"]}
             if isinstance(network.head, Embed):
@@ -83,18 +107,39 @@ class Served:
             features = text_layer.read(self.head.reads, *texts) | {"strings": tf.identity(texts[-1])}
             return features | {"num_windows": tf.ones_like(features["num_tokens"])}
 
-        def run_next(token_ids: Any, segment_ids: Any, padding_mask: Any, place: Any) -> tf.Tensor:
-            features = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
-            taps = network.encoded(features, network.head.taps) | {"places": place[:, tf.newaxis]}
-            return ops.cast(network.head(taps, training=False), "float32")[:, 0]
+        def run_source(token_ids: Any, padding_mask: Any) -> Pairs:
+            memory = [Memory() for _ in network.encoder.blocks]
+            network.encoded({"token_ids": token_ids, "padding_mask": padding_mask}, ("sequence",), memory=memory)
+            return [(one.key, one.value) for one in memory]
+
+        def run_next(token_ids: Any, segment_ids: Any, positions: Any, seen: Any, kept: Pairs) -> tuple[Any, Pairs]:
+            width = tf.range(tf.shape(token_ids)[1])[tf.newaxis, :]
+            apart = {"padding_mask": tf.ones_like(token_ids, tf.bool), "pack_ids": tf.zeros_like(token_ids) + width}
+            features = {"token_ids": token_ids, "segment_ids": segment_ids, "positions": positions} | apart
+            memory = [Memory(*pair) for pair in kept]
+            taps = network.encoded(features, network.head.taps, memory=memory, seen=seen) | {"places": width}
+            logits = ops.cast(network.head(taps, training=False), "float32")
+            return logits, [(one.key, one.value) for one in memory]
+
+        def run_pieces(ids: Any) -> tf.Tensor:
+            known, count = tf.constant([*text_layer.vocabulary, ""]), len(text_layer.vocabulary)
+            return tf.gather(known, tf.where((ids < 0) | (ids >= count), count, ids))
 
         self.network = tf.function(run, ids, autograph=False)
-        self.next = tf.function(run_next, [*ids, tf.TensorSpec([None], tf.int32, "place")], autograph=False)
+        self.source = tf.function(run_source, [ids[0], ids[2]], autograph=False)
+        self.next = tf.function(run_next, autograph=False)
         self.features = tf.function(read, self.texts, autograph=False)
         vectors = [spec for spec in self.texts if spec.shape.rank == 1]
         if network.head.reads in ROWS:
             vectors = [tf.TensorSpec([None], tf.string)] * ROWS[network.head.reads]
         self.rows = tf.function(text_layer.offsets, vectors, autograph=False)
+        # Functions of their own: the vocabulary is in the graph once, however many signatures show words.
+        self.pieces = tf.function(run_pieces, [tf.TensorSpec([None], tf.int32)], autograph=False)
+        self.spelt = tf.function(text_layer.detokenize, [tf.TensorSpec([None] * 3, tf.int32)], autograph=False)
+
+    def words(self, ids: tf.Tensor) -> tf.Tensor:
+        """The pieces of ids of any shape; "" where there is none."""
+        return tf.ensure_shape(tf.reshape(self.pieces(tf.reshape(ids, [-1])), tf.shape(ids)), ids.shape)
 
     def answer(self, *texts: Any) -> Tensors:
         """Strings `[B]` to answers: from raw text to what a client gets.
@@ -142,8 +187,8 @@ class Served:
 
     def signatures(self) -> dict[str, Any]:
         """Every signature of the task as a `tf.function`, by name."""
-        table = COMMON | SIGNATURES.get(self.head.config.task, {})
-        return {name: tf.function(*made(self), autograph=False) for name, made in table.items() if made}
+        table = signatures_of(self.head.config.task, len(self.networks))
+        return {name: tf.function(*made(self), autograph=False) for name, made in table.items()}
 
 
 ROWS = {"choices": 2, "each": 1}
@@ -151,12 +196,19 @@ ROWS = {"choices": 2, "each": 1}
 
 
 def answered(served: Served, features: Tensors) -> Tensors:
-    """What the head answers, of logits that were merged where a text has several windows."""
-    logits = served.encoded(features, "logits")["logits"]
-    if "rows" in features and not served.head.located:
+    """What the head answers, of logits that were merged where a text has several windows, or there are several models.
+
+    The score of a model is that of all windows; the mean is taken of these.
+    """
+    logits, together = served.encoded(features, "logits")["logits"], len(served.networks) > 1
+    windows = "rows" in features and not served.head.located
+    if windows or together:
         there, back = MERGED[served.head.config.task]
-        count = tf.shape(features["num_tokens"])[0]
-        logits = back(packing.merge(there(logits), features["rows"], count, served.windows.window_merge))
+        scores = there(logits)
+        if windows:
+            count = tf.shape(features["num_tokens"])[0]
+            scores = packing.merge(scores, features["rows"], count, served.windows.window_merge)
+        logits = back(ops.mean(scores, axis=1) if together else scores)
     return {k: tf.convert_to_tensor(value) for k, value in served.head.answer(logits, features).items()}
 
 
@@ -223,9 +275,7 @@ def filled(served: Served, features: Tensors) -> Tensors:
     """
     answer = answered(served, features)
     ids, places = answer["token_ids"], answer.pop("places")
-    pieces = served.text_layer.vocabulary
-    names = tf.constant([*pieces, *[""] * (served.vocab_size + 1 - len(pieces))])
-    answer["tokens"] = tokens = tf.gather(names, tf.where(ids < 0, served.vocab_size, ids))
+    answer["tokens"] = tokens = served.words(ids)
     if "starts" not in features:
         return answer
     texts, there = features["strings"], places >= 0
@@ -245,31 +295,46 @@ def filled(served: Served, features: Tensors) -> Tensors:
     return answer | {"filled": tf.strings.unicode_transcode(whole, "UTF-8", "UTF-8")}
 
 
-def generated(served: Served, features: Tensors) -> Tensors:
-    """The best targets of each text, found by `generation.search`, and whether the best came to an end by itself.
+Start = Callable[[Served, Tensors], tuple[generation.Step, Any]]
+"""Features of texts -> how the next token is found, and the state to begin with; see `generation.search`."""
 
-    Every step runs the whole row again: the encoder keeps nothing of the step before.
+
+def remembering(served: Served, features: Tensors) -> tuple[generation.Step, Any]:
+    """Each token of text and targets is read once: keys and values of all that were read are the state.
+
+    The hypotheses of a text are the tokens of one row there, each of which sees the text and its own way. The text's
+    [SEP], from which the first token is told, is read again with them.
     """
+    size, ids, mask = served.head.config.beam_size, features["token_ids"], features["padding_mask"]
+    last = tf.maximum(tf.reduce_sum(tf.cast(mask, tf.int32), axis=1, keepdims=True) - 1, 0)
+    first = tf.repeat(tf.gather(ids, last, batch_dims=1)[:, :, tf.newaxis], size, axis=1)
+    text = tf.repeat((mask & (tf.range(tf.shape(ids)[1]) < last))[:, tf.newaxis, :], size, axis=1)
+
+    def step(targets: tf.Tensor, ways: tf.Tensor, length: tf.Tensor, kept: Pairs) -> tuple[tf.Tensor, Pairs]:
+        tokens = tf.concat([first, targets], axis=2)[:, :, length]
+        own = ways[:, :, :length, tf.newaxis] == tf.range(size)
+        seen = tf.concat([text, tf.reshape(own, [tf.shape(ids)[0], size, length * size])], axis=2)
+        segments, positions = tf.zeros_like(tokens) + tf.minimum(length, 1), tf.zeros_like(tokens) + last + length
+        return served.next(tokens, segments, positions, seen, kept)
+
+    return step, served.source(ids, mask)
+
+
+def generated(served: Served, features: Tensors, start: Start = remembering) -> Tensors:
+    """The best targets of each text, found by `generation.search`, and whether the best came to an end by itself."""
     config, text_layer = served.head.config, served.text_layer
-    size, most = config.beam_size, config.max_target_length
-    ids, mask = (tf.repeat(features[name], size, axis=0) for name in ("token_ids", "padding_mask"))
-    ids = tf.pad(ids, [[0, 0], [0, most]])
-    count = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
-    column = tf.range(tf.shape(ids)[1])[tf.newaxis, :]
-    place = column - count[:, tf.newaxis]
+    size, most, rows = config.beam_size, config.max_target_length, tf.shape(features["token_ids"])[0]
     pieces, numbers = text_layer.vocabulary, np.arange(served.vocab_size)
     never = np.isin(numbers, [pieces.index(p) for p in NEVER if p in pieces]) | (numbers >= len(pieces))
+    ask, state = start(served, features)
 
-    def step(targets: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-        written = (place >= 0) & (place < length)
-        target = tf.gather(targets, tf.clip_by_value(place, 0, most - 1), batch_dims=1)
-        row = tf.where(written, target, ids), tf.cast(written, tf.int32), column < count[:, tf.newaxis] + length
-        return tf.where(never, generation.LOW, served.next(*row, tf.maximum(count + length - 1, 0)))
+    def step(*asked: Any) -> tuple[tf.Tensor, Any]:
+        logits, state = ask(*asked)
+        return tf.where(never, generation.LOW, logits), state
 
-    rows = tf.shape(features["token_ids"])[0]
-    found = generation.search(step, rows, size, most, text_layer.sep_id, config.length_penalty)
+    found = generation.search(step, rows, size, most, text_layer.sep_id, config.length_penalty, state)
     spoken = tf.range(most) < (found.lengths - tf.cast(found.ended, tf.int32))[:, :, tf.newaxis]
-    texts = text_layer.detokenize(tf.where(spoken, found.ids, -1))
+    texts = tf.ensure_shape(served.spelt(tf.where(spoken, found.ids, -1)), [None, size])
     return {
         "generated": texts[:, 0],
         "score": found.scores[:, 0],
@@ -448,9 +513,8 @@ def tokenize(served: Served, *texts: Any) -> Tensors:
         grown = tf.pad(values, [[0, 0], [0, width - tf.shape(values)[1]]], constant_values=fill)
         return tf.ensure_shape(grown, [None, width])
 
-    tokens = tf.gather(tf.constant(served.text_layer.vocabulary), rows["token_ids"])
     return {
-        "tokens": wide(tf.where(rows["padding_mask"], tokens, ""), ""),
+        "tokens": wide(tf.where(rows["padding_mask"], served.words(rows["token_ids"]), ""), ""),
         "ids": wide(rows["token_ids"], served.text_layer.pad_id),
         "segment_ids": wide(rows["segment_ids"], 0),
         "starts": wide(rows["starts"], -1),
@@ -507,6 +571,15 @@ SIGNATURES: dict[str, dict[str, Callable[[Served], Made] | None]] = {
 }
 """The signatures that a task has besides, in its own form, or not (None): a new head adds its row here."""
 
+TOGETHER: dict[str, Callable[[Served], Made] | None] = {"token_ids": token_ids(Served.public), "embedding": None}
+"""Those of several models, which have no vector in common."""
+
+
+def signatures_of(task: str, models: int = 1) -> dict[str, Callable[[Served], Made]]:
+    """The signatures of so many models of a task, by name."""
+    table = COMMON | SIGNATURES.get(task, {}) | (TOGETHER if models > 1 else {})
+    return {name: made for name, made in table.items() if made}
+
 
 # === Export ===
 
@@ -523,6 +596,7 @@ def export(
     windows: WindowConfig | None = None,
     precision: str = "",
     about: Mapping[str, Any] | None = None,
+    others: Sequence[Network] = (),
 ) -> Path:
     """Write a SavedModel under `export_dir/VERSION`, as TensorFlow Serving expects it.
 
@@ -534,6 +608,7 @@ def export(
         windows: how long texts are read.
         precision: "float32", or "bfloat16" weights and arithmetic; "" takes the network's own. Outputs are float32.
         about: what the manifest and the model card say besides, such as `license`, `base_model`, `description`.
+        others: further models, that answer together with `network`.
 
     Returns:
         The version directory.
@@ -545,8 +620,8 @@ def export(
             otherwise than this one.
     """
     base = Path(export_dir)
-    network = in_precision(network, precision)
-    served = Served(text_layer, network, pair, windows)
+    network, *others = (in_precision(one, precision) for one in (network, *others))
+    served = Served(text_layer, network, pair, windows, others)
     functions = served.signatures()
     module = tf.Module()
     module.weights, module.features, module.network = served.weights, served.features, served.network
@@ -574,9 +649,10 @@ def export(
             "encoder": to_dict(network.encoder.config),
             "windows": to_dict(served.windows),
             "precision": network.compute_dtype,
+            "models": len(served.networks),
             "parameters": sum(math.prod(w.shape) for w in served.weights),
             "vocabulary": manifest.vocabulary(text_layer.vocabulary),
-            "embedding": about_embedding(served.head.config),
+            "embedding": about_embedding(served.head.config) if "embedding" in described else None,
             "signatures": described,
             "tolerance": tolerance,
             "example": trial.example,

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import WORDS
 
+from keras_bert import answers, heads, masks, serving
+from keras_bert.pretrain import objectives
+
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
@@ -91,6 +94,23 @@ def test_the_python_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, ca
         exec(compile(code, "README.md", "exec"), names)  # our own documentation
     assert "'label'" in capsys.readouterr().out
     assert (folder / "models/mine/1/saved_model.pb").exists()
+
+
+def test_the_new_parts_of_BUILD_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(folder)
+    for table in (answers.ANSWERS, heads.HEADS, masks.MASKS, objectives.OBJECTIVES, serving.MERGED, serving.SIGNATURES):
+        for name in ("local", "focal", "confident"):
+            monkeypatch.setitem(table, name, None)  # afterwards it is gone again
+            del table[name]
+    names = {"texts": [f"{w} in the city" for w in WORDS[5:35]], "labels": ["0", "1"] * 15}
+    for code in blocks(ROOT / "BUILD.md", "python"):
+        exec(compile(code, "BUILD.md", "exec"), names)  # our own documentation
+    shown = capsys.readouterr().out
+    assert "position 0 looks at [0 1 2 3 4]" in shown
+    assert "'score'" in shown
+    assert "masked_lm" in shown.splitlines()[-1]
 
 
 def test_the_exported_model_loads_as_documented(after_commands: Path) -> None:

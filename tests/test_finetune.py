@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import tensorflow as tf
 from conftest import TINY, WORDS, tiny_bert
 from safetensors.numpy import load_file, save_file
+from test_fill_mask import fresh
 from test_training import OPTIMIZER, TEXT, network, toy, train, trainer, weights, without_times
 
 from keras_bert import FinetuneConfig, HeadConfig, OptimizerConfig, metrics, optimizers, rules
@@ -23,7 +25,7 @@ from keras_bert.__main__ import main
 from keras_bert.bert import Bert, Ensemble
 from keras_bert.cli import model_dir
 from keras_bert.cli.grid import combinations
-from keras_bert.config import RunConfig, TrainConfig
+from keras_bert.config import RunConfig, TrainConfig, WindowConfig
 from keras_bert.data import Rows, folds, label_weights, learnt_head
 from keras_bert.errors import ConfigError
 from keras_bert.heads import HEADS
@@ -372,6 +374,12 @@ def test_models_answer_together_with_the_mean_of_their_scores():
         assert not np.allclose(alone[0], alone[1], atol=1e-3)
         together = Ensemble(members)
         np.testing.assert_allclose(by_label(together.arrays(texts)), np.mean(alone, axis=0), atol=1e-6)
+        if task == "multilabel":
+            windows, long = WindowConfig(max_windows=3, doc_stride=4), ["fire in the city " * 9, "music"]
+            alone = [by_label(member.arrays(long, windows=windows)) for member in members]
+            found = together.arrays(long, windows=windows)
+            np.testing.assert_allclose(by_label(found), np.mean(alone, axis=0), atol=1e-6)
+            assert found["num_windows"].tolist() == [3, 1]
         first = Ensemble(members[:1]).predict(texts)
         for ours, theirs in zip(first, members[0].predict(texts), strict=True):
             assert set(ours) == set(theirs)
@@ -379,8 +387,12 @@ def test_models_answer_together_with_the_mean_of_their_scores():
             assert ours.get("labels") == theirs.get("labels")
     rows = Rows({"text": texts, "label": ["1"] * 4}, ["row"] * 4, [1, 2, 3, 4])
     assert set(together.evaluate(rows)[0]) == {"mse", "pearson", "spearman"}
-    with pytest.raises(ConfigError, match="2 models cannot be exported as one"):
-        together.export("models")
+    with pytest.raises(ConfigError, match="2 models cannot be saved as one"):
+        together.save("models")
+    with pytest.raises(ConfigError, match="a model for regress has no embedding"):
+        together.embed(texts)
+    with pytest.raises(ConfigError, match="models that read texts differently"):
+        Ensemble([tiny_bert(), tiny_bert(max_seq_length=9)])
     with pytest.raises(ConfigError, match="different labels"):
         Ensemble([tiny_bert(), tiny_bert(labels=("0", "2"))])
     with pytest.raises(ConfigError, match="unknown task of several models 'tag'"):
@@ -512,14 +524,38 @@ def test_predict_evaluate_and_export_know_folds_and_the_threshold(three, at_work
     assert [row[1] for row in rows] == ["1" if score > threshold else "0" for score in wanted[:, 1]]
     assert main(["evaluate", "--model_dir=three", "--eval_file=train.csv"]) == 0
     assert "f1 = " in capsys.readouterr().out
-    assert main(["export", "--model_dir=three", "--export_dir=models"]) == 2
-    assert "holds 3 models; export one, such as three/fold_1" in capsys.readouterr().err
     assert main(["export", "--model_dir=three/fold_1", "--export_dir=models"]) == 0
     exported = tf.saved_model.load("models/1").signatures["serving_default"](text=tf.constant(texts))
     alone = by_label(members[0].arrays(texts))[:, 1]
     wanted = ["1" if score > threshold else "0" for score in alone]
     assert [label.decode() for label in exported["label"].numpy()] == wanted
     assert main(["report", "--model_dir=three"]) == 0
+
+
+def test_folds_are_exported_as_one_model_that_answers_as_predict(three, at_work, capsys):
+    folder, _, _ = three
+    assert main(["export", "--model_dir=three", "--export_dir=together"]) == 0
+    assert main(["export", "--model_dir=three/fold_2", "--export_dir=alone"]) == 0
+    assert main(["verify_export", "--export_dir=together"]) == 0
+    manifest, one = (json.loads(Path(f"{f}/1/assets.extra/keras_bert.json").read_text()) for f in ("together", "alone"))
+    assert (manifest["models"], manifest["parameters"]) == (3, 3 * one["parameters"])
+    assert manifest["about"]["training"] == {"train_rows": 105, "folds": 3}
+    assert manifest["about"]["metrics"] == final_of(folder)["out_of_fold"]
+    assert {case["signature"] for case in manifest["golden"]} == set(manifest["signatures"])
+    assert set(manifest["signatures"]) == {"serving_default", "classify", "probabilities", "token_ids", "tokenize"}
+    assert "the mean of the scores of 3 models" in Path("together/1/README.md").read_text("utf-8")
+    sizes = [Path(f"{f}/1/variables/variables.data-00000-of-00001").stat().st_size for f in ("together", "alone")]
+    assert sizes[0] / sizes[1] == pytest.approx(3, rel=0.05)
+
+    texts = [*(row[1] for row in read("train.csv")[1:20]), "", "fire " * 40, "\u6771\u4eac \U0001f525"]
+    found = fresh(Path("together/1"), texts)
+    wanted = Ensemble([Bert.load(folder / f"fold_{i}") for i in (1, 2, 3)]).arrays(texts)
+    assert set(found) == set(wanted)
+    for name, values in wanted.items():
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(found[name], values, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(found[name], values)
 
 
 def test_folds_that_are_there_are_not_trained_again(three, at_work, capsys):

@@ -31,11 +31,12 @@ def step_of(scores, size):
     """The model as `search` asks it."""
 
     def ask(ids, count):
-        rows = [scores(i // size, row[: int(count)]) for i, row in enumerate(ids.tolist())]
-        return np.array(rows, "float32").reshape(-1, VOCABULARY)
+        rows = [[scores(i, tokens[: int(count)]) for tokens in row] for i, row in enumerate(ids.tolist())]
+        return np.array(rows, "float32").reshape(-1, size, VOCABULARY)
 
-    def step(ids, count):
-        return tf.ensure_shape(tf.numpy_function(ask, [ids, count], tf.float32), [None, VOCABULARY])
+    def step(ids, ways, count, state):
+        found = tf.numpy_function(ask, [ids, count], tf.float32)
+        return tf.ensure_shape(found, [None, size, VOCABULARY]), state
 
     return step
 
@@ -131,16 +132,35 @@ def test_a_row_alone_is_the_same_and_no_rows_are_none():
         (alone,) = run(lambda _, h, row=row: scores(row, h), 1, 3, 6, 0.6)
         assert [h[0] for h in alone] == [h[0] for h in together[row]]
         assert [h[1] for h in alone] == pytest.approx([h[1] for h in together[row]], abs=1e-6)
-    found = search(lambda ids, count: tf.zeros([tf.shape(ids)[0], VOCABULARY]), tf.constant(0), 2, 4, END)
+    found = search(lambda ids, *_: (tf.zeros([tf.shape(ids)[0], 2, VOCABULARY]), ()), tf.constant(0), 2, 4, END)
     assert [tuple(v.shape) for v in found] == [(0, 2, 4), (0, 2), (0, 2), (0, 2)]
+
+
+def test_the_way_of_a_hypothesis_leads_to_its_own_tokens():
+    """What each place of the beam was asked with is kept; along its way each hypothesis finds what it is made of."""
+    scores, size, length = model(11, rows=6), 4, 6
+    asked, ask = [], step_of(scores, size)
+
+    def step(ids, ways, count, state):
+        count = int(count)
+        asked.append(ids[:, :, count - 1].numpy() if count else None)
+        for row, k in itertools.product(range(6), range(size)):
+            path = [*ways[row, k, 1:count].numpy().tolist(), k][:count]
+            assert [asked[j + 1][row, place] for j, place in enumerate(path)] == ids[row, k, :count].numpy().tolist()
+        moved.append(bool(tf.reduce_any(ways[:, :, 1:count] != tf.range(size)[:, tf.newaxis])))
+        return ask(ids, ways, tf.constant(count), state)
+
+    moved = []
+    search(step, 6, size, length, END, 0.6)
+    assert any(moved), "of use only if hypotheses change their places"
 
 
 def test_it_stops_when_all_have_ended():
     asked = []
 
-    def step(ids, count):
+    def step(ids, ways, count, state):
         asked.append(int(count))
-        return tf.one_hot(tf.fill([tf.shape(ids)[0]], END), VOCABULARY) * 50
+        return tf.one_hot(tf.fill([2, 1], END), VOCABULARY) * 50, state
 
     search(step, 2, 1, 100, END)
     assert asked == [0]

@@ -67,6 +67,36 @@ def test_labels_with_equal_scores_may_change_places():
         golden.difference(one, other, 1e-6)
 
 
+def words(ids, scores, rest=b"flood"):
+    """An answer of fill_mask: two texts, the first with one mask, the second with none; the three best words."""
+    names = np.array([b"fire", b"flood", b"storm", b"song", b""], object)
+    ids = np.array([[ids], [[-1] * 3]], np.int32)
+    filled = np.array([names[ids[0, 0, 0]] + b"!", b"none"], object)
+    scores = np.array([[scores], [[0, 0, 0]]], np.float32)
+    return {"token_ids": ids, "tokens": names[ids], "scores": scores, "filled": filled, "rest": np.array([rest, b""])}
+
+
+@pytest.mark.parametrize(
+    ("other", "wrong"),
+    [
+        (words([1, 0, 2], [0.40001, 0.4, 0.1]), ""),
+        (words([0, 1, 3], [0.4, 0.4, 0.1]), ""),  # another third, as good as the one that was
+        (words([0, 2, 1], [0.4, 0.4, 0.1]), "token_ids"),
+        (words([3, 1, 2], [0.4, 0.4, 0.1]), "token_ids"),
+        (words([0, 1, 2], [0.4, 0.39, 0.1]), "scores"),
+        (words([0, 1, 2], [0.4, 0.4, 0.1]) | {"filled": np.array([b"fire!", b"some"], object)}, "filled"),
+        (words([0, 1, 2], [0.4, 0.4, 0.1], rest=b"other"), "rest"),
+    ],
+)
+def test_words_for_a_mask_may_change_places_where_their_scores_are_equal(other, wrong):
+    wanted = words([0, 1, 2], [0.4, 0.4, 0.1])
+    if wrong:
+        with pytest.raises(DataError, match=f"^{wrong} of row"):
+            golden.difference(other, wanted, 1e-4)
+    else:
+        assert golden.difference(other, wanted, 1e-4) < 1e-4
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"schema": 2}'])
 def test_a_manifest_that_cannot_be_read_is_refused(content, tmp_path):
     (tmp_path / "assets.extra").mkdir()

@@ -221,6 +221,20 @@ def test_local_work_loads_no_client(tiny_checkpoint, home):
     assert done.stdout.strip() == ""
 
 
+def test_what_an_installed_package_carries_is_not_downloaded(tmp_path, tiny_checkpoint, home, monkeypatch):
+    shutil.copytree(tiny_checkpoint, tmp_path / "carrier_of_a_model/model")
+    (tmp_path / "carrier_of_a_model/model/data_config.json").write_text("[]", "utf-8")  # of no concern
+    (tmp_path / "carrier_of_a_model/__init__.py").write_text("raise SystemExit  # nobody imports it", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(hub, "PACKAGED", {"bert-base-uncased": "carrier_of_a_model", "bert-base-cased": "not_there"})
+    assert resolve("bert-base-uncased", home=home, client=Offline()) == tmp_path / "carrier_of_a_model/model"
+    assert not home.exists()
+    shutil.copytree(tiny_checkpoint, home / "bert-base-uncased")
+    assert resolve("bert-base-uncased", home=home, client=Offline()) == home / "bert-base-uncased"
+    for handle in ("bert-base-cased", "hf://org/bert-base-uncased", "bert-base-uncased@main"):
+        assert "bert" in refusal(handle, home=home, client=Offline())
+
+
 # === Inside Kaggle ===
 
 

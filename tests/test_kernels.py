@@ -131,6 +131,27 @@ def test_a_masked_score_gets_no_gradient(dtype):
     assert np.abs(gradient[..., [0, 2]]).min() > 0.0
 
 
+# === Heads ===
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_heads_change_places_with_tokens_in_value_and_gradient(dtype):
+    x = tf.cast(tf.random.stateless_normal((2, 5, 3, 4), seed=(1, 2)), dtype)
+    incoming = tf.cast(tf.random.stateless_normal((2, 3, 5, 4), seed=(3, 4)), dtype)
+
+    def both(swap):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = swap(x)
+        return [tf.cast(v, tf.float32).numpy() for v in (y, tape.gradient(y, x, incoming))]
+
+    wanted = both(lambda x: ops.transpose(x, (0, 2, 1, 3)))
+    for training in (False, True):
+        for found, value in zip(both(lambda x, t=training: kernels.swap(x, t)), wanted, strict=True):
+            np.testing.assert_array_equal(found, value)
+    np.testing.assert_array_equal(tf.cast(kernels.swap(kernels.swap(x)), tf.float32), tf.cast(x, tf.float32))
+
+
 # === Dropout ===
 
 FORMS = {"plain": keras.random.dropout, "bytes": kernels.DROPOUTS["tensorflow"]}

@@ -112,6 +112,7 @@ def test_pretraining_goes_on_from_a_model(done, folder, tmp_path):
         (["--phase_two_steps=6"], "must be fewer than all 6 steps"),
         (["--init_checkpoint=somewhere"], "--init_checkpoint has a size, a vocabulary and a case"),
         (["--size="], "a new model needs a --size"),
+        (["--freeze_layers=1"], "--freeze_layers of a new model would keep random weights; it needs --init_checkpoint"),
         (["--mask_share=0.5"], "must add up to 1"),
         (["--grad_accum_steps=9"], "more than the 8 rows of a batch"),
         (["--max_seq_length=8"], "has rows of 16 tokens, --max_seq_length is 8"),

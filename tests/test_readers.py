@@ -1,12 +1,15 @@
 """Files of entities and questions: every form that is read, and every fault with its file and line."""
 
 import json
+import os
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 from conftest import shared
 
+from keras_bert.__main__ import main
 from keras_bert.config import DataConfig
 from keras_bert.data import Rows
 from keras_bert.errors import ConfigError, DataError
@@ -359,3 +362,134 @@ def test_squad_2_part():
     assert (len(rows), int((places[:, 0] >= 0).sum())) == (6078, 2910)
     assert Counter(map(bool, rows["label"])) == {True: 2910, False: 3168}
     assert np.all(places[:, 1] >= places[:, 0])
+
+
+# === Every kind of file, damaged in every way ===
+
+PASSAGE, OPTIONS = "the cat sat", ["cat", "dog"]
+ASKED = {"question": "q", "choices": OPTIONS, "label": "0"}
+KINDS = {  # task and flags, name, content
+    "csv": ("classify", "rows.csv", "id,text,label\n1,fire,yes\n2,music,no\n"),
+    "tsv (GLUE)": ("classify --text_column=s1 --text_pair_column=s2", "rows.tsv", "s1\ts2\tlabel\na\tb\t1\nc\td\t0\n"),
+    "jsonl": ("multilabel", "rows.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": "x,y"}\n'),
+    "CoNLL, IOB1": ("tag", "rows.txt", IOB1),
+    "CoNLL, IOB2": ("tag --tag_scheme=iob2", "rows.conll", "EU\tB-ORG\nin\tO\n\nParis\tB-LOC\n"),
+    "CoNLL, BIOES": ("tag --tag_scheme=bioes", "rows.conll", "New B-LOC\nYork E-LOC\n\nParis S-LOC\n"),
+    "tokens and tags": ("tag", "rows.jsonl", '{"tokens": ["a"], "tags": ["B-X"]}\n{"tokens": ["b"], "tags": ["O"]}\n'),
+    "CLUENER": ("tag", "rows.json", '{"text": "ab", "label": {"X": {"a": [[0, 0]]}}}\n{"text": "b", "label": {}}\n'),
+    "SQuAD 1.1": ("span", "rows.json", json.dumps(squad((PASSAGE, [("1", "who", [answer("cat", 4)])])), indent=1)),
+    "SQuAD 2.0": (
+        "span --version_2_with_negative",
+        "rows.json",
+        json.dumps(squad((PASSAGE, [("1", "who", [answer("cat", 4)]), ("2", "why", [])])), indent=1),
+    ),
+    "CMRC": ("span", "rows.json", json.dumps(squad(("天气很好", [("1", "谁", [answer("天气", 0)])])), indent=1)),
+    "choice, csv": ("choice", "rows.csv", "text,choice0,choice1,label\nq,cat,dog,1\nr,cat,dog,0\n"),
+    "choice, SWAG": (
+        "choice --text_column=startphrase --choices_column=ending",
+        "rows.csv",
+        "startphrase,ending0,ending1,label\nq,cat,dog,1\nr,cat,dog,0\n",
+    ),
+    "choice, jsonl": ("choice", "rows.jsonl", f"{json.dumps(ASKED)}\n{json.dumps(ASKED)}\n"),
+    "choice, C3": (
+        "choice --text_pair_column=question",
+        "rows.json",
+        json.dumps([[["a"], [{"question": "q", "choice": OPTIONS, "answer": "dog"}], "1"]], indent=1),
+    ),
+    "pairs, scores": ("similarity --objective=scores", "rows.csv", "text,text_pair,label\na,b,1\nc,d,0\n"),
+    "pairs, alone": ("similarity", "rows.tsv", "text\ttext_pair\na\tb\nc\td\n"),
+    "source and target": ("generate", "rows.tsv", "source\ttarget\na\tb\nc\td\n"),
+    "masks": ("fill_mask", "rows.csv", "text,target\nthe [MASK],cat\na [MASK],dog\n"),
+    "masks, lines": ("fill_mask", "rows.txt", "the [MASK]\na [MASK]\n"),
+}
+TREES = [kind for kind, (_, name, _) in KINDS.items() if name.endswith(("json", "jsonl"))]
+SHEETS = [kind for kind, (_, name, _) in KINDS.items() if name.endswith(("csv", "tsv"))]
+
+
+def reads(kind, path):
+    """The rows of a file, read by its task with its flags, as `finetune`, `evaluate` and `predict` do."""
+    task, *options = KINDS[kind][0].split()
+    given = dict(option[2:].partition("=")[::2] for option in options)
+    usual = {"generate": {"text_column": "source", "label_column": "target"}, "fill_mask": {"label_column": "target"}}
+    pair = {"text_pair_column": "text_pair"} if task in ("span", "similarity") else {}
+    columns = usual.get(task, {}) | pair | {name: value for name, value in given.items() if name.endswith("column")}
+    how = Reading(task != "fill_mask" or path.suffix != ".txt", given.get("tag_scheme", "auto"), say=lambda line: None)
+    return read_labelled(task, path, DataConfig(**columns), how)
+
+
+def latin(content):
+    """With a byte that is no UTF-8 in the last line."""
+    lines = content.encode().rstrip(b"\n").split(b"\n")
+    return b"\n".join([*lines[:-1], b"\xe9" + lines[-1]]), f"line {len(lines)}: byte 0xe9 is not UTF-8"
+
+
+def doubled(content):
+    """With every column twice."""
+    mark = "\t" if "\t" in content else ","
+    return "".join(f"{line}{mark}{line}\n" for line in content.splitlines()).encode()
+
+
+DAMAGED = {  # content -> bytes, what is said
+    "empty": lambda content: (b"", "is empty|holds no text"),
+    "blank": lambda content: (b"\n\n", "is empty|holds no text"),
+    "latin-1": latin,
+    "UTF-16": lambda content: (content.encode("utf-16"), "line 1: byte 0xff is not UTF-8"),
+}
+IN_TREES = {
+    "cut": lambda content: (content.rstrip()[:-2].encode(), "line [0-9]+: not valid JSON|not in the layout of C3"),
+    "list": lambda content: (b"[1, 2]\n", "holds a|not in the layout"),
+    "other keys": lambda content: (b'{"a": "b"}\n', "has no|not in the layout"),
+}
+IN_SHEETS = {
+    "header only": lambda content: (content.split("\n")[0].encode(), "has a header but no rows"),
+    "ragged": lambda content: (content.replace("\n", "\n\n", 1).encode() + b"a\n", "line 5: 1 fields where the header"),
+    "other columns": lambda content: (b"a,b\n1,2\n", "line 1: has no (column|choices)"),
+    "twice": lambda content: (doubled(content), "line 1: the header names .* more than once"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_damaged_file_is_refused_in_one_line(kind, tmp_path):
+    _, name, content = KINDS[kind]
+    faults = DAMAGED | (IN_TREES if kind in TREES else {}) | (IN_SHEETS if kind in SHEETS else {})
+    for fault, damage in faults.items():
+        damaged, message = damage(content)
+        path = write(tmp_path, damaged, name)
+        with pytest.raises(DataError, match=message) as raised:
+            reads(kind, path)
+        said = str(raised.value)
+        assert (said[: len(str(path))], said.count("\n")) == (str(path), 0), fault
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / f"pipe{path.suffix}")
+    for other, message in (
+        (tmp_path / "folder", "is a directory|unknown kind of file"),
+        (tmp_path / f"none{path.suffix}", "cannot be read"),
+        (tmp_path / f"pipe{path.suffix}", "is not a regular file"),
+        (tmp_path / f"*.none{path.suffix}", "matches no file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            reads(kind, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_windows_files_say_the_same(kind, tmp_path):
+    """A byte order mark, CRLF, blank lines at the end, or none: the rows are the same."""
+    _, name, content = KINDS[kind]
+    wanted = reads(kind, write(tmp_path, content, name))
+    assert len(wanted)
+    for other in ("\ufeff" + content, content.replace("\n", "\r\n"), content + "\n\n", content.rstrip("\n")):
+        found = reads(kind, write(tmp_path, other, name))
+        assert (found.columns, found.lines) == (wanted.columns, wanted.lines)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("masks")])
+def test_the_command_refuses_a_damaged_file_before_anything_else(kind, tmp_path, capsys):
+    """Exit 3 and one line, without a look at the checkpoint, which is not there."""
+    flags, name, content = KINDS[kind]
+    damaged, message = latin(content)
+    path = write(tmp_path, damaged, name)
+    argv = [f"--task={flags.split()[0]}", *flags.split()[1:], f"--train_file={path}", f"--model_dir={tmp_path}/run"]
+    assert main(["finetune", *argv, f"--init_checkpoint={tmp_path}/none"]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"{re.escape(str(path))}, {message}", line)
+    assert not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -183,7 +184,7 @@ def ask_loaders(asked, folder):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return pickle.loads((folder / "said").read_bytes())
@@ -675,6 +676,131 @@ def test_a_full_or_forbidden_disk_leaves_nothing_behind(bert):
                 bert.export(folder)
         assert list((base / "model").iterdir()) == []
         (base / "model").chmod(0o755)
+
+
+# === Every task ===
+
+TASKS = {
+    "classify": {"labels": ("0", "1")},
+    "pairs": {"task": "classify", "labels": ("no", "yes", "perhaps")},
+    "multilabel": {"labels": ("0", "1", "2")},
+    "regress": {},
+    "tag": {"labels": ("place", "person")},
+    "span": {"n_best_size": 3},
+    "choice": {},
+    "similarity": {},
+    "embed": {},
+    "fill_mask": {"mask_token_id": WORDS.index("[MASK]")},
+    "generate": {"max_target_length": 4, "beam_size": 2},
+}
+ALWAYS = {"serving_default", "tokenize", "token_ids"}
+NAMES = {
+    "classify": {"embedding", "probabilities", "classify"},
+    "pairs": {"embedding", "probabilities", "classify"},
+    "multilabel": {"embedding", "probabilities", "classify"},
+    "regress": {"embedding", "regress"},
+    "tag": {"embedding"},
+    "span": {"embedding"},
+    "choice": set(),
+    "similarity": {"embedding", "token_embeddings"},
+    "embed": {"embedding", "token_embeddings"},
+    "fill_mask": {"embedding"},
+    "generate": {"embedding"},
+}
+"""Signatures beside those that every model has."""
+SAYS = {
+    "classify": set(ANSWERS["classify"]),
+    "pairs": set(ANSWERS["classify"]),
+    "multilabel": set(ANSWERS["multilabel"]),
+    "regress": set(ANSWERS["regress"]),
+    "tag": {"types", "texts", "scores", "starts", "ends", "start_bytes", "end_bytes", "num_entities"},
+    "span": {"answer", "score", "start", "end", "start_byte", "end_byte", "null_score_diff", "nbest_answers"},
+    "choice": {"choice", "answer", "score", "scores"},
+    "similarity": {"similarity"},
+    "embed": {"embedding"},
+    "fill_mask": {"tokens", "token_ids", "scores", "starts", "ends", "num_masks", "filled"},
+    "generate": {"generated", "score", "ended", "nbest_generated", "nbest_scores"},
+}
+"""What the answer holds at least."""
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """Of every task the model, its version directory, requests for all signatures and what they answer here."""
+    folder, found = tmp_path_factory.mktemp("tasks"), {}
+    for name, fields in TASKS.items():
+        config = HeadConfig(**{"task": name} | fields)
+        mask = "seq2seq" if name == "generate" else "bidirectional"
+        network = randomize(Network(dataclasses.replace(TINY, attention_mask=mask), config))
+        pair = DataConfig(text_pair_column="text_pair" if name in ("pairs", "span", "similarity") else "")
+        bert = Bert(Text(WORDS, TextConfig(max_seq_length=16)), network, pair)
+        version = bert.export(folder / name)
+        asked = list(Trial(bert.text, bert.pair, golden.read_manifest(version)["signatures"]).golden())
+        functions = serving.Served(bert.text, network, bert.pair, bert.windows).signatures()
+        answers = [functions[s](**{k: tf.constant(v) for k, v in inputs.items()}) for s, inputs in asked]
+        requests = [(s, {k: (v.tolist(), "int32" if k in IDS else "string") for k, v in i.items()}) for s, i in asked]
+        found[name] = version, requests, [{k: v.numpy() for k, v in answer.items()} for answer in answers]
+    return found
+
+
+@pytest.fixture(scope="module")
+def answered(tasks, tmp_path_factory):
+    """What both loaders of TensorFlow answer for all tasks, in one fresh process."""
+    asked = {name: (str(version), requests) for name, (version, requests, _) in tasks.items()}
+    return ask_loaders(asked, tmp_path_factory.mktemp("answered"))
+
+
+@pytest.fixture(scope="module")
+def address(tasks):
+    with served({name: version for name, (version, *_) in tasks.items()}) as url:
+        yield url
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_exported_whole(name, tasks, answered, address, capsys):
+    """Three loaders, the server, the golden requests, the ops, the size and the signatures."""
+    version, requests, wanted = tasks[name]
+    manifest = golden.read_manifest(version)
+    assert {signature for signature, _ in requests} == set(manifest["signatures"]) == ALWAYS | NAMES[name]
+    default = wanted[[signature for signature, _ in requests].index("serving_default")]
+    assert set(default) >= SAYS[name] | set(SIZES)
+    assert {v.dtype.name for answer in wanted for v in answer.values()} <= {"float32", "int32", "bool", "object"}
+    for loader in ("v1", "v2"):
+        for answer, here in zip(answered[loader][name], wanted, strict=True):
+            assert_equal(answer, here)
+    assert main(["verify_export", f"--export_dir={version}"]) == 0
+    assert main(["verify_export", f"--export_dir={version}", f"--url={address}/{name}"]) == 0
+    assert capsys.readouterr().err.count("requests answered as exported") == 2
+    assert op_check.check(version).oldest_server == manifest["oldest_server"] == "2.12"
+    shapes = tf.train.load_checkpoint(str(version / "variables/variables")).get_variable_to_shape_map()
+    shapes.pop("_CHECKPOINTABLE_OBJECT_GRAPH")
+    assert sum(np.prod(shape) for shape in shapes.values()) == manifest["parameters"]
+    graph = op_check.meta_graph(version).graph_def
+    constants = [n.attr["value"].tensor.SerializeToString() for n in op_check.nodes(graph) if n.op == "Const"]
+    large = [c for c in constants if len(c) > 10_000 and b"VARIABLE_VALUE" not in c]
+    assert len(large) == len(set(large))
+    shown = sum(b"music" in c for c in constants)
+    assert shown == (2 if name == "generate" else 1), "what pieces spell is another list"
+    print(f"{name}: TensorFlow Serving {manifest['oldest_server']} or later, {len(constants)} constants")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "verb"), [("classify", "classify"), ("pairs", "classify"), ("regress", "regress")])
+def test_the_verbs_of_rest_say_what_predict_says(name, verb, address):
+    def ask(verb, **body):
+        request = urllib.request.Request(f"{address}/{name}:{verb}", json.dumps(body).encode())
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+            return json.load(answer)
+
+    rows = [{"text": a} | ({"text_pair": b} if name == "pairs" else {}) for a, b in (("fire", "the city"), ("", "x"))]
+    answers = ask("predict", instances=rows)["predictions"]
+    results = ask(verb, signature_name=verb, examples=rows)["results"]
+    if verb == "regress":
+        assert results == pytest.approx([a["score"] for a in answers], abs=1e-6)
+    else:
+        assert [[label for label, _ in row] for row in results] == [a["labels"] for a in answers]
+        np.testing.assert_allclose([[s for _, s in row] for row in results], [a["scores"] for a in answers], atol=1e-6)
 
 
 # === Real weights ===

@@ -1,4 +1,7 @@
-"""`keras-bert export`: a run directory in, a versioned SavedModel that takes strings out."""
+"""`keras-bert export`: a run directory in, a versioned SavedModel that takes strings out.
+
+The models of folds become one, which answers with the mean of their scores, as `predict` does.
+"""
 
 import json
 import re
@@ -10,6 +13,7 @@ from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, l
 from keras_bert.cli.flags import Flags, note
 from keras_bert.cli.model_dir import FINAL_FILE
 from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.runs import finished
 
 ABOUT = ("description", "license", "base_model")
 
@@ -42,13 +46,10 @@ def main(argv: list[str]) -> int:
     if base.exists() and not base.is_dir():
         raise ConfigError(f"--export_dir {base}: is a file; name a directory")
     paths = members(flags["model_dir"])
-    if len(paths) > 1:
-        raise ConfigError(
-            f"--model_dir {flags['model_dir']}: holds {len(paths)} models; export one, such as {paths[0]}"
-        )
     checkpoint = open_checkpoint(paths[0])
     suit(flags, asked(flags, checkpoint)[0].task)
-    about = {name: flags[name] for name in ABOUT} | run_of(checkpoint)
+    about = {name: flags[name] for name in ABOUT}
+    about |= run_of(checkpoint) if len(paths) == 1 else folds_of(Path(flags["model_dir"]))
 
     target = load(flags, paths).export(base, version, precision=flags["precision"], about=about)
     print(target)
@@ -66,6 +67,13 @@ def run_of(checkpoint: Checkpoint) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     data = {name: final[name] for name in ("train_rows", "eval_rows") if name in final}
     return {"training": data, "metrics": checkpoint.contents.notes}
+
+
+def folds_of(folder: Path) -> dict[str, Any]:
+    """What a directory of folds says of its data, and of all models on the rows that they were not trained on."""
+    final = finished(folder) or {}
+    data = {"train_rows": final["train_rows"], "folds": len(final["folds"])}
+    return {"training": data, "metrics": final["out_of_fold"]}
 
 
 def parse_version(value: str, flag: str = "version") -> int:

@@ -64,7 +64,11 @@ def define() -> Flags:
         "Labelled rows: csv, tsv or jsonl; CoNLL columns or JSON (tag); SQuAD's JSON (span); also CommonsenseQA's and "
         "C3's JSON (choice); columns source and target (generate). A glob or comma list reads several.",
     )
-    flags.require("init_checkpoint", "Directory of a Hugging Face, google-research/bert or keras_bert checkpoint.")
+    flags.require(
+        "init_checkpoint",
+        "Directory of a checkpoint (Hugging Face, google-research/bert, Model Garden, KerasHub or keras_bert), or the "
+        "name of a published model, such as bert-base-uncased.",
+    )
     flags.require("model_dir", "Directory of the run; a run found there with the same flags is continued.")
     flags.add("task", "classify", "What to learn.", TASKS)
     flags.add("labels", "", "Label values in the order of class ids, comma separated; default: those found, sorted.")

@@ -40,10 +40,13 @@ class Flags:
         self.command, self.about = command, about
         self.values = flags.FlagValues()
         self.required: list[str] = []
+        self.titles: dict[str, str] = {}  # of the flags that come from dataclasses
         for kind in kinds:
+            title = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
             for field in dataclasses.fields(kind):
                 if field.name in names_of(kind) and field.name not in leave_out:
                     self.add(field.name, field.default, field.metadata["help"], field.metadata["choices"])
+                    self.titles[field.name] = title
         self.add("help", False, "Show this.")
 
     def add(self, name: str, default: Any, help: str, choices: Sequence[str] | None = None) -> None:
@@ -116,18 +119,28 @@ class Flags:
         return "\n".join(lines) + "\n"
 
     def usage(self) -> str:
-        """The help text: every flag with its default."""
-        lines = [f"keras-bert {self.command}: {self.about}", ""]
-        for name in sorted(self.values):
-            flag = self.values[name]
-            choices = getattr(flag.parser, "enum_values", None)
-            lines.append(f"  --{name}" + (f"={'|'.join(choices)}" if choices else ""))
-            default = "" if name in (*self.required, "help") else f" [{flag.default!r}]"
-            about = flag.help.partition(">: ")[2] if choices else flag.help  # absl puts the choices before it
-            lines.append(f"      {about}{default}")
-        lines.append("  --flagfile=FILE")
-        lines.append("      Read flags from a file, one --name=value a line; later ones win.")
+        """The help text: what must be given, the command's own flags, then those of each dataclass, with defaults."""
+        needed = "".join(f" --{name}=..." for name in self.required)
+        lines = [f"keras-bert {self.command}: {self.about}", "", f"usage: keras-bert {self.command}{needed} [--flags]"]
+        own = [name for name in self.values if name not in (*self.required, *self.titles, "help")]
+        parts = {"Needed": self.required, "May be given": [*own, "help"]}
+        for name, title in self.titles.items():
+            parts.setdefault(title, []).append(name)
+        for title, names in parts.items():
+            lines += ["", f"{title}:"] if names else []
+            for name in names:
+                lines += self._lines(name)
+            if title == "May be given":
+                lines += ["  --flagfile=FILE", "      Read flags from a file, one --name=value a line; later ones win."]
         return "\n".join(lines)
+
+    def _lines(self, name: str) -> list[str]:
+        flag = self.values[name]
+        choices = getattr(flag.parser, "enum_values", None)
+        about = flag.help.partition(">: ")[2] if choices else flag.help  # absl puts the choices before it
+        default = str(flag.default).lower() if isinstance(flag.default, bool) else flag.default
+        shown = "" if default == "" or name == "help" else f" [{default}]"
+        return [f"  --{name}" + (f"={'|'.join(filter(None, choices))}" if choices else ""), f"      {about}{shown}"]
 
 
 def note(line: str) -> None:

@@ -74,7 +74,7 @@ def run(setup: Setup, checkpoint: Checkpoint, rows: Rows, labels: tuple[str, ...
         write_atomic(setup.folder / FINAL_FILE, dumps(final))
         write_report(setup.folder)
     print(said(final, found), flush=True)
-    note(f"saved {len(folders)} models and {OUT_OF_FOLD_FILE} in {setup.folder}; predict averages the models")
+    note(f"saved {len(folders)} models and {OUT_OF_FOLD_FILE} in {setup.folder}; predict and export average them")
     return final
 
 

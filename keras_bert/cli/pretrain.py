@@ -150,6 +150,8 @@ def check(flags: Flags, pretraining: PretrainConfig, optimizer: OptimizerConfig)
             raise ConfigError("--init_checkpoint has a size, a vocabulary and a case; give it or those, not both")
     elif not flags["size"]:
         raise ConfigError("a new model needs a --size; or name one to go on from with --init_checkpoint")
+    elif optimizer.freeze_layers >= 0:
+        raise ConfigError("--freeze_layers of a new model would keep random weights; it needs --init_checkpoint")
     if flags["input_file"].endswith((".txt", ".jsonl", ".json", ".csv", ".tsv")):
         raise ConfigError(f"--input_file {flags['input_file']}: is text; make a corpus of it with `keras-bert corpus`")
     if bool(flags["phase_two_input_file"]) != bool(pretraining.phase_two_steps):

@@ -183,3 +183,23 @@ def test_the_readme_takes_six_lines(model):
     assert sum(f"model={model}" in line or f"/v1/models/{model}:predict" in line for line in lines) == 3
     listed = set(re.findall(r"^\| `(.+?)` \|", text, re.M))
     assert listed == {p.name for p in FOLDER.iterdir() if p.name != "README.md"} | {"../client.py"}
+
+
+def test_the_way_to_docker_takes_six_lines(compose):
+    """Of export/README.md: one model, one name, one port, and the image of the compose file."""
+    text = (FOLDER.parent / "README.md").read_text("utf-8")
+    lines = [line.strip() for line in re.search(r"(?:^    .+\n)+", text, re.M)[0].splitlines()]
+    assert len(lines) == 6
+    command = " ".join(lines[2:4]).replace("\\ ", "")
+    (name,) = re.findall("MODEL_NAME=([a-z]+)", command)
+    assert f'-v "$PWD/models/{name}:/models/{name}"' in command
+    assert command.endswith(compose["services"]["serving"]["image"])
+    assert re.search(r"-p 127\.0\.0\.1:8501:8501 ", command)
+    assert [line.split()[:2] for line in (*lines[:2], lines[4])] == [
+        ["keras-bert", "export"],
+        *[["keras-bert", "verify_export"]] * 2,
+    ]
+    assert all(f"--export_dir=models/{name}" in line for line in (*lines[:2], lines[4]))
+    assert lines[4].endswith("--url=http://localhost:8501")
+    assert lines[5].endswith(f"http://localhost:8501/v1/models/{name}:predict")
+    assert "No Docker was at hand" in text
