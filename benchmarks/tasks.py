@@ -170,11 +170,12 @@ TASKS = {
         "SQuAD 2.0, answers",
         "span",
         questions,
-        ("f1", "exact", "best_f1"),
+        ("span_f1", "f1", "best_f1"),
         PASSAGE,
-        rows=1500,
+        rows=2400,
         eval_rows=500,
-        length=384,
+        rate=1e-4,
+        length=256,
         head={"version_2_with_negative": True, "max_answer_length": LONGEST_ANSWER, "n_best_size": BEST},
     ),
     "csqa": Task("CommonsenseQA, choices", "choice", commonsense, ("accuracy",), length=64),
@@ -196,8 +197,9 @@ TASKS = {
         headless(("text", "text_pair", "label"), "afqmc/train.txt", "afqmc/dev.txt"),
         ("accuracy", "f1"),
         PAIR,
-        rows=3000,
-        eval_rows=1000,
+        rows=6000,
+        eval_rows=2000,
+        rate=3e-4,
         length=64,
         checkpoint="chinese",
     ),
@@ -206,8 +208,8 @@ TASKS = {
         "classify",
         headless(("text", "label"), "chnsenticorp/train.tsv", "chnsenticorp/dev.tsv"),
         ("accuracy",),
-        rows=1500,
-        eval_rows=600,
+        rows=4000,
+        rate=3e-4,
         checkpoint="chinese",
     ),
     "similarity": Task(
@@ -292,11 +294,14 @@ def chosen(job: Job, found: Found) -> dict[str, float]:
 
 
 def answered(job: Job, found: Found) -> dict[str, float]:
-    """Those of SQuAD's script."""
+    """Those of SQuAD's script; and `span_f1`, F1 of the best spans where there is an answer, given or not."""
     import numpy as np
 
-    golds = [[text for _, text in answers] for answers in job.held["label"]]
-    return metrics.reading(golds, found["predicted"], np.array(found["silent"], bool), np.array(found["odds"]))
+    golds, best = [[text for _, text in answers] for answers in job.held["label"]], found["predicted"]
+    asked = [i for i, gold in enumerate(golds) if gold]
+    spans = metrics.reading([golds[i] for i in asked], [best[i] for i in asked], np.zeros(len(asked), bool))
+    whole = metrics.reading(golds, best, np.array(found["silent"], bool), np.array(found["odds"]))
+    return {"span_f1": spans["f1"]} | whole
 
 
 def compared(job: Job, found: Found) -> dict[str, float]:
@@ -856,7 +861,8 @@ def main() -> None:
     header = ["task", "rows", "metric", *SIDES, "keras_bert - hf"]
     about = (
         f"`python benchmarks/tasks.py`: {model}, seeds {[*range(1, 1 + args.seeds)]}, batch {Task.batch} (tweets "
-        f"{TASKS['tweets'].batch}), rate {Task.rate:g}, float32 but where bf16 is said. The same rows, checkpoint and "
+        f"{TASKS['tweets'].batch}), rate {Task.rate:g} (answers {TASKS['squad'].rate:g}, Chinese "
+        f"{TASKS['afqmc'].rate:g}), float32 but where bf16 is said. The same rows, checkpoint and "
         "hyper-parameters on all sides, scored by the same code after the last epoch; the mean over seeds, and each. "
         "`hf` is Hugging Face transformers on PyTorch, padding to the longest row of a batch. Chinese rows start from "
         "`make models/zh`, a BERT-mini that has read 5 MB of text."

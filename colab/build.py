@@ -5,6 +5,8 @@
 
 In a source, a block ```python is a cell; `# parameters` as its first line marks the cell that tests put other values
 after. Everything else is text. Notebooks run in an empty folder, with all-MiniLM-L6-v2 at hand under its name.
+
+A fork changes `REPOSITORY` below and runs this once: the outputs stay, the badges lead to the fork.
 """
 
 import os
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 COLAB = Path(__file__).parent
@@ -45,24 +49,40 @@ def notebook(source: Path) -> Any:
     return nbformat.v4.new_notebook(cells=cells, metadata=kernel)
 
 
-def execute(made: Any, folder: Path, home: Path, values: Mapping[str, Any] | None = None) -> None:
+def kernel_of(python: str) -> type[AsyncKernelManager]:
+    """Kernels of this Python, whatever kernel specs the machine has."""
+
+    class Kernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            command = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+    return Kernel
+
+
+def execute(
+    made: Any, folder: Path, home: Path, values: Mapping[str, Any] | None = None, python: str = sys.executable
+) -> None:
     """Run a notebook in `folder`; its cells get their outputs.
 
     Args:
         home: a directory of checkpoints by name, see `keras_bert.hub`.
         values: parameters to take instead of the notebook's own.
+        python: what runs the cells; it needs ipykernel.
 
     Raises:
         CellExecutionError: a cell has failed.
     """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = os.environ | {"PATH": path, "KERAS_BERT_HOME": str(home), "PYTHONWARNINGS": QUIET}
     running = nbformat.from_dict(made)
     if values:
         place = next(i for i, cell in enumerate(running.cells) if cell.source.startswith(PARAMETERS))
         lines = [f"{name} = {value!r}" for name, value in values.items()]
         running.cells.insert(place + 1, nbformat.v4.new_code_cell("\n".join(lines), id="values"))
-    client = NotebookClient(running, timeout=7200, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    where = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(running, timeout=7200, kernel_manager_class=kernel_of(python), resources=where)
     client.execute(env=environment)
     results = {cell.id: cell for cell in running.cells if cell.cell_type == "code"}
     for number, cell in enumerate((cell for cell in made.cells if cell.cell_type == "code"), 1):

@@ -1,17 +1,22 @@
 """The notebooks of colab/: short, stored with the outputs of a real run, and running."""
 
 import ast
+import csv
 import importlib
 import importlib.util
+import os
 import re
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
-from conftest import shared
 from IPython.core.inputtransformer2 import TransformerManager
+
+from keras_bert.cli import bundle
+from keras_bert.data import read
 
 ROOT = Path(__file__).parent.parent
 LINES = 60
@@ -20,7 +25,7 @@ ELSEWHERE = re.compile(r"/(?:home|root|work|tmp|private|Users|opt|usr)/|site-pac
 NOISE = re.compile(r"INFO:|WARNING|Warning|I0000|E0000|oneDNN|cuda|Traceback")
 TINY: dict[str, dict[str, Any]] = {
     "1_from_text_to_signature": {"EPOCHS": 1},
-    "2_disaster_tweets": {"FOLDS": 2, "EPOCHS": 1, "LENGTH": 32, "DATA": "nlp-getting-started"},
+    "2_disaster_tweets": {"FOLDS": 2, "EPOCHS": 1, "LENGTH": 32},
     "3_pretrain_your_own": {
         "STEPS": 6,
         "WARMUP": 2,
@@ -30,6 +35,8 @@ TINY: dict[str, dict[str, Any]] = {
         "EPOCHS": 1,
     },
     "4_serve_it": {"LENGTH": 64, "EPOCHS": 1, "REPEATS": 2},
+    "5_long_documents": {"PASSAGES": 6, "SENTENCES": 8, "EPOCHS": 1, "NAME_EPOCHS": 1, "LENGTH": 64},
+    "6_chinese": {"DOCUMENTS": 40, "STEPS": 4, "WARMUP": 1, "LABELLED": 12, "EPOCHS": 1},
     "7_coming_from_other_libraries": {},
 }
 
@@ -44,8 +51,9 @@ def load_build() -> Any:
 
 
 build = load_build()
-SOURCES = {source.stem: source for source in build.sources() if (ROOT / f"colab/{source.stem}.ipynb").exists()}
-every = pytest.mark.parametrize("name", SOURCES)
+SOURCES = {source.stem: source for source in build.sources()}
+STORED = [name for name in SOURCES if (ROOT / f"colab/{name}.ipynb").exists()]
+every = pytest.mark.parametrize("name", STORED)
 
 
 def stored(name: str) -> Any:
@@ -122,16 +130,23 @@ def test_what_it_imports_is_there(name: str):
 def test_its_links_lead_somewhere(name: str):
     text = "\n".join(cell.source for cell in stored(name).cells if cell.cell_type == "markdown")
     for target in re.findall(r"\]\((?!https:)([^)]+)\)", text):
-        assert (ROOT / "colab" / target).exists(), target
+        assert (ROOT / "colab" / target).exists() or Path(target).stem in SOURCES, target
 
 
-def run(name: str, folder: Path, checkpoint: Path) -> Any:
-    """A notebook after a run with tiny settings, from a tiny checkpoint."""
+def run(name: str, folder: Path, checkpoint: Path | None = None, python: str = sys.executable) -> Any:
+    """A notebook after a run with tiny settings, from a tiny checkpoint or what it makes or finds itself."""
     made = build.notebook(SOURCES[name])
-    values = TINY[name] | ({} if name.startswith("3") else {"CHECKPOINT": str(checkpoint)})
-    build.execute(made, folder, folder, values)
+    values = TINY[name] | ({} if checkpoint is None else {"CHECKPOINT": str(checkpoint)})
+    build.execute(made, folder, folder, values, python)
     assert_ran(made)
     return made
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch: pytest.MonkeyPatch):
+    """Notebooks make their own, whatever the environment names."""
+    for name in re.findall(r'environ\.get\("(\w+)"', "\n".join(path.read_text("utf-8") for path in SOURCES.values())):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_from_text_to_signature_runs(tiny_checkpoint: Path, tmp_path: Path):
@@ -141,25 +156,71 @@ def test_from_text_to_signature_runs(tiny_checkpoint: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in SOURCES if n[0] in "347"])
+@pytest.mark.parametrize("name", [name for name in SOURCES if name[0] in "34567"])
 def test_the_others_run(name: str, tiny_checkpoint: Path, tmp_path: Path):
-    run(name, tmp_path, tiny_checkpoint)
+    run(name, tmp_path, None if name[0] in "36" else tiny_checkpoint)
+
+
+def competition(folder: Path) -> None:
+    """The competition's files with other texts in them: the messages of the package."""
+    folder.mkdir(parents=True)
+    rows = read(str(files("keras_bert") / "samples/disaster_messages.csv"))
+    texts = list(zip(rows["text"], rows["target"], strict=True))
+    columns = ["id", "keyword", "text", "target"]
+    for name, given, width in (("train", texts[:200], 4), ("test", texts[200:250], 3)):
+        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([columns[:width], *([i, "fire", *row][:width] for i, row in enumerate(given))])
+
+
+def check_submission(path: Path) -> str:
+    submission = path.read_text("utf-8")
+    lines = submission.splitlines()
+    assert lines[0] == "id,target"
+    assert len(lines) == 51
+    assert all(re.fullmatch(r"\d+,[01]", line) for line in lines[1:])
+    return submission
 
 
 @pytest.mark.slow
-def test_disaster_tweets_run_and_go_on(tiny_checkpoint: Path, tmp_path: Path):
+def test_disaster_tweets_run_and_go_on(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The second run, after a lost session, keeps what the first has done."""
-    (tmp_path / "nlp-getting-started").mkdir()
-    for name in ("train.csv", "test.csv"):
-        lines = shared(f"data/disaster_tweets/{name}").read_text("utf-8").splitlines(keepends=True)
-        (tmp_path / "nlp-getting-started" / name).write_text("".join(lines[:250]), "utf-8")
+    competition(tmp_path / "tweets")
+    monkeypatch.setenv("DISASTER_TWEETS", "tweets")
     first = run("2_disaster_tweets", tmp_path, tiny_checkpoint)
-    assert "fold 1: F1" in shown(first)
-    submission = (tmp_path / "submission.csv").read_text("utf-8")
-    lines = submission.splitlines()
-    assert lines[0] == "id,target"
-    assert all(re.fullmatch(r"\d+,[01]", line) for line in lines[1:])
+    submission = check_submission(tmp_path / "submission.csv")
     (tmp_path / "submission.csv").unlink()
+    written = [path.stat().st_mtime_ns for path in tmp_path.glob("folds/*/*")]
     again = run("2_disaster_tweets", tmp_path, tiny_checkpoint)
-    assert "fold 1: F1" not in shown(again)
+    assert "fold 1: F1" in shown(again)
+    assert shown(again) == shown(first)
+    assert [path.stat().st_mtime_ns for path in tmp_path.glob("folds/*/*")] == written
     assert (tmp_path / "submission.csv").read_text("utf-8") == submission
+
+
+@pytest.mark.slow
+def test_disaster_tweets_run_on_kaggle_without_internet(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In an environment with the versions of Kaggle's image and without this package, from attached inputs alone."""
+    python = os.environ.get("KAGGLE_PYTHON")
+    if not python:
+        pytest.skip(reason="KAGGLE_PYTHON names no Python with colab/kaggle.txt (make kaggle makes one)")
+    competition(tmp_path / "input/nlp-getting-started")
+    name, place = "all-MiniLM-L6-v2", tmp_path / "input/my-bundle"
+    bundle.main([f"--init_checkpoint={tiny_checkpoint}", f"--name={name}", f"--output_dir={place}"])
+    work, packages = tmp_path / "working", tmp_path / "packages"
+    work.mkdir()
+    packages.mkdir()
+    for variable, value in {
+        "KERAS_BERT_INPUTS": str(tmp_path / "input"),
+        "PIP_TARGET": str(packages),
+        "PIP_NO_INDEX": "1",
+        "PYTHONPATH": str(packages),
+        "http_proxy": "http://127.0.0.1:9",  # nobody listens there
+        "https_proxy": "http://127.0.0.1:9",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    found = run("2_disaster_tweets", work, python=python)
+    assert "a bundle, so all works offline" in shown(found)
+    assert (packages / "keras_bert/__init__.py").exists()
+    check_submission(work / "submission.csv")
