@@ -26,9 +26,9 @@ PLOT = Path(__file__).parent / "growth.png"
 START = {"batch": 16, "length": 128, "layers": 6, "width": 384, "precision": "none", "recompute": 0}
 CHANGES: dict[str, tuple[Any, ...]] = {
     "batch": (1, 4, 16, 64, 128),
-    "length": (8, 32, 128, 256, 512),
-    "layers": (2, 6, 12, 24),
-    "width": (128, 256, 384, 768),
+    "length": (8, 32, 128, 512),
+    "layers": (2, 6, 12),
+    "width": (128, 384, 768),
     "precision": ("none", "bfloat16"),
     "recompute": (0, 1),
 }
