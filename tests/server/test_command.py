@@ -60,8 +60,7 @@ def test_help_names_every_flag_with_its_default(capsys):
     text = capsys.readouterr().out
     assert text.startswith("keras-bert serve: answer REST requests from an exported model, on this machine\n")
     for flag, default in {
-        "export_dir": "''",
-        "host": "'127.0.0.1'",
+        "host": "127.0.0.1",
         "port": "8501",
         "max_batch_size": "8",
         "batch_timeout_micros": "0",
