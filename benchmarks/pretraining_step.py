@@ -84,7 +84,7 @@ def garden(size: str, length: int, precision: str) -> Step:
         type_vocab_size=2,
     )
     whole = tfm.nlp.models.BertPretrainer(encoder, 2, MASKED, activation="gelu")
-    model = tf_keras.Model(whole.inputs, whole.outputs[0])
+    model = tf_keras.Model(whole.inputs, whole.outputs[1])  # in the order of names: classification, masked_lm
     model.compile(
         tf_keras.optimizers.AdamW(RATE, weight_decay=DECAY, global_clipnorm=1.0),
         tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),

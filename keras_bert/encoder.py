@@ -126,11 +126,11 @@ class Attention(keras.layers.Layer):
         for layer in (self.query, self.key, self.value, self.output_dense):
             layer.build((None, self.config.hidden_dim))
 
-    def heads(self, x: Tensor, rows: Rows, training: bool) -> Tensor:
+    def heads(self, x: Tensor, rows: Rows) -> Tensor:
         """`[R, D]` -> `[B, N, T, H]`."""
         num_heads = self.config.num_heads
         shape = (rows.batch, rows.length, num_heads, self.config.hidden_dim // num_heads)
-        return kernels.swap(ops.reshape(x, shape), training)
+        return kernels.swap(ops.reshape(x, shape))
 
     def call(
         self,
@@ -144,7 +144,7 @@ class Attention(keras.layers.Layer):
         memory: Memory | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the new rows `[R, D]` and the probabilities `[B, N, T, S]`; with a memory S is its P and T."""
-        query, key, value = (self.heads(f(x), rows, training) for f in (self.query, self.key, self.value))
+        query, key, value = (self.heads(f(x), rows) for f in (self.query, self.key, self.value))
         query, key = where.rotate(query, key, positions)
         if memory is not None:
             key, value = memory.extend(key, value)
@@ -154,7 +154,7 @@ class Attention(keras.layers.Layer):
         probabilities = kernels.masked_softmax(scores, visible, training)
         dropped = self.dropout(probabilities, training=training, seed=seed)
         context = where.values(ops.matmul(dropped, value), dropped, positions)  # [B, N, T, H]
-        context = ops.reshape(kernels.swap(context, training), (-1, self.config.hidden_dim))
+        context = ops.reshape(kernels.swap(context), (-1, self.config.hidden_dim))
         return self.output_dense(context), probabilities
 
 

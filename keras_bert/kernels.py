@@ -90,28 +90,27 @@ LAYER_NORMS: dict[str, Callable[..., Tensor]] = {"tensorflow": _layer_norm_of_pr
 # === Heads ===
 
 
-def swap(x: Tensor, training: bool = False) -> Tensor:
+def swap(x: Tensor) -> Tensor:
     """Tokens and heads change places: `[B, T, N, H]` -> `[B, N, T, H]`, or back."""
-    form = None if training else SWAPS.get(keras.backend.backend())
+    form = SWAPS.get(keras.backend.backend())
     return ops.transpose(x, (0, 2, 1, 3)) if form is None else form(x)
 
 
 def _swap_of_bits(x: Tensor) -> Tensor:
-    """To move floats TensorFlow first sets up a plan, which costs more than a short text's few; integers just move."""
+    """TensorFlow sets up a plan to move floats, which may cost more than the moving; it just moves integers."""
     import tensorflow as tf
 
-    integer, order = {2: tf.uint16, 4: tf.int32}[x.dtype.size], (0, 2, 1, 3)
+    integer = {2: tf.uint16, 4: tf.int32}[x.dtype.size]
 
     @tf.custom_gradient
     def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        moved = tf.transpose(tf.bitcast(x, integer), order)
-        return tf.bitcast(moved, x.dtype), lambda upstream: tf.transpose(upstream, order)
+        return tf.bitcast(tf.transpose(tf.bitcast(x, integer), (0, 2, 1, 3)), x.dtype), apply
 
     return apply(x)
 
 
 SWAPS: dict[str, Callable[[Tensor], Tensor]] = {"tensorflow": _swap_of_bits}
-"""Forms that are faster for the little that an answer moves at a time, by backend."""
+"""Faster forms, by backend."""
 
 
 # === Softmax ===
