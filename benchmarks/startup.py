@@ -61,6 +61,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     return {
         "import tensorflow, keras": [*run, "import tensorflow, keras"],
         "import keras_bert": [*run, "import keras_bert"],
+        "from keras_bert import Bert": [*run, "from keras_bert import Bert"],
         "import keras_hub": [*run, "import keras_hub"],
         "import torch, transformers": [*run, "import torch, transformers"],
         "keras-bert --help": [sys.executable, "-m", "keras_bert", "--help"],
