@@ -15,6 +15,7 @@ import pytest
 from conftest import WORDS
 
 from keras_bert import answers, heads, masks, serving
+from keras_bert.__main__ import main
 from keras_bert.pretrain import objectives
 
 ROOT = Path(__file__).parent.parent
@@ -111,6 +112,17 @@ def test_the_new_parts_of_BUILD_run(
     assert "position 0 looks at [0 1 2 3 4]" in shown
     assert "'score'" in shown
     assert "masked_lm" in shown.splitlines()[-1]
+
+
+@pytest.mark.parametrize("file", ["README.md", "BUILD.md", "export/README.md", "colab/README.md"])
+def test_commands_that_are_shown_exist_with_their_flags(file: str, capsys: pytest.CaptureFixture) -> None:
+    shown = re.sub(r"\\\n\s*", " ", (ROOT / file).read_text("utf-8"))
+    for line in re.findall(r"^(?:\s*\$ )?keras-bert [a-z_]+ -.*$", shown, re.M):
+        command = line.split("keras-bert ")[1].split()[0]
+        assert main([command, "--help"]) == 0
+        known = re.findall(r"^  --(\w+)", capsys.readouterr().out, re.M)
+        flags = re.findall(r" --(\w+)", line.split(" #")[0])
+        assert not set(flags) - set(known), line
 
 
 def test_the_exported_model_loads_as_documented(after_commands: Path) -> None:
