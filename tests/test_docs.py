@@ -114,12 +114,12 @@ def test_the_new_parts_of_BUILD_run(
     assert "masked_lm" in shown.splitlines()[-1]
 
 
-@pytest.mark.parametrize("file", ["README.md", "BUILD.md", "export/README.md", "colab/README.md"])
-def test_commands_that_are_shown_exist_with_their_flags(file: str, capsys: pytest.CaptureFixture) -> None:
-    shown = re.sub(r"\\\n\s*", " ", (ROOT / file).read_text("utf-8"))
-    for line in re.findall(r"^(?:\s*\$ )?keras-bert [a-z_]+ -.*$", shown, re.M):
-        command = line.split("keras-bert ")[1].split()[0]
-        assert main([command, "--help"]) == 0
+def test_commands_that_are_shown_exist_with_their_flags(capsys: pytest.CaptureFixture) -> None:
+    shown = re.sub(r"\\\n\s*", " ", (ROOT / "README.md").read_text("utf-8"))
+    lines = re.findall(r"^keras-bert [a-z_]+ .*--.*$", shown, re.M)
+    assert len(lines) > 20
+    for line in lines:
+        assert main([line.split()[1], "--help"]) == 0
         known = re.findall(r"^  --(\w+)", capsys.readouterr().out, re.M)
         flags = re.findall(r" --(\w+)", line.split(" #")[0])
         assert not set(flags) - set(known), line
