@@ -100,11 +100,13 @@ def _swap_of_bits(x: Tensor) -> Tensor:
     """TensorFlow sets up a plan to move floats, which may cost more than the moving; it just moves integers."""
     import tensorflow as tf
 
-    integer = {2: tf.uint16, 4: tf.int32}[x.dtype.size]
+    integer, order = {2: tf.uint16, 4: tf.int32}[x.dtype.size], (0, 2, 1, 3)
 
     @tf.custom_gradient
     def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        return tf.bitcast(tf.transpose(tf.bitcast(x, integer), (0, 2, 1, 3)), x.dtype), apply
+        moved = tf.transpose(tf.bitcast(x, integer), order)
+        # Plain, so that it has a gradient too, and a SavedModel keeps it.
+        return tf.bitcast(moved, x.dtype), lambda upstream: tf.transpose(upstream, order)
 
     return apply(x)
 
