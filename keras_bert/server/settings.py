@@ -22,7 +22,7 @@ def _flag(default: Any, help: str) -> Any:
 class ServerConfig:
     """How requests are taken and run. Names are those of TensorFlow Serving where it has them."""
 
-    max_batch_size: int = _flag(8, "Rows of concurrent requests that run together; 1 runs each request alone.")
+    max_batch_size: int = _flag(16, "Rows of concurrent requests that run together; 1 runs each request alone.")
     batch_timeout_micros: int = _flag(0, "How long a request may wait for others while a thread is idle.")
     num_batch_threads: int = _flag(2, "Batches that run at the same time; each uses all cores.")
     max_request_bytes: int = _flag(16 * 2**20, "Larger request bodies are refused with status 413.")

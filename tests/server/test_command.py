@@ -62,7 +62,7 @@ def test_help_names_every_flag_with_its_default(capsys):
     for flag, default in {
         "host": "127.0.0.1",
         "port": "8501",
-        "max_batch_size": "8",
+        "max_batch_size": "16",
         "batch_timeout_micros": "0",
         "max_request_bytes": "16777216",
         "file_system_poll_wait_seconds": "1.0",
