@@ -12,7 +12,20 @@ Expected: faster than every peer at either precision.
 
 from collections.abc import Callable
 
-from training_step import DECAY, RATE, SIZES, VOCABULARY, Peers, Step, encoder_of, repeated, run
+from training_step import (
+    DECAY,
+    RATE,
+    SIZES,
+    VOCABULARY,
+    Peers,
+    Step,
+    backbone_of,
+    encoder_of,
+    fitted,
+    garden_encoder,
+    repeated,
+    run,
+)
 
 MASKED = 20
 
@@ -49,49 +62,22 @@ def ours(size: str, length: int, precision: str) -> Step:
 def keras_hub(size: str, length: int, precision: str) -> Step:
     import keras
     import keras_hub
-    import numpy as np
 
-    keras.config.set_dtype_policy("float32" if precision == "float32" else "mixed_bfloat16")
-    layers, hidden, heads, inner, count = SIZES[size]
-    ids, positions, words = rows(count, length)
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=VOCABULARY, num_layers=layers, num_heads=heads, hidden_dim=hidden, intermediate_dim=inner
-    )
-    model = keras_hub.models.BertMaskedLM(backbone, preprocessor=None)
-    model.compile(
-        keras.optimizers.AdamW(RATE, weight_decay=DECAY, global_clipnorm=1.0),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,
-    )
+    ids, positions, words = rows(SIZES[size][-1], length)
+    model = keras_hub.models.BertMaskedLM(backbone_of(size, precision), preprocessor=None)
     features = {"token_ids": ids, "segment_ids": ids * 0, "padding_mask": ids > 0, "mask_positions": positions}
-    return lambda: float(np.ravel(model.train_on_batch(features, words))[0])
+    return fitted(keras, model, features, words, jit_compile=False)
 
 
 def garden(size: str, length: int, precision: str) -> Step:
-    import numpy as np
     import tensorflow_models as tfm
     import tf_keras
 
-    tf_keras.mixed_precision.set_global_policy("float32" if precision == "float32" else "mixed_bfloat16")
-    layers, hidden, heads, inner, count = SIZES[size]
-    ids, positions, words = rows(count, length)
-    encoder = tfm.nlp.networks.BertEncoder(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        num_layers=layers,
-        num_attention_heads=heads,
-        inner_dim=inner,
-        type_vocab_size=2,
-    )
-    whole = tfm.nlp.models.BertPretrainer(encoder, 2, MASKED, activation="gelu")
+    ids, positions, words = rows(SIZES[size][-1], length)
+    whole = tfm.nlp.models.BertPretrainer(garden_encoder(size, precision), 2, MASKED, activation="gelu")
     model = tf_keras.Model(whole.inputs, whole.outputs[1])  # in the order of names: classification, masked_lm
-    model.compile(
-        tf_keras.optimizers.AdamW(RATE, weight_decay=DECAY, global_clipnorm=1.0),
-        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
     features = {"input_word_ids": ids, "input_mask": ids * 0 + 1, "input_type_ids": ids * 0}
-    features["masked_lm_positions"] = positions
-    return lambda: float(np.ravel(model.train_on_batch(features, words))[0])
+    return fitted(tf_keras, model, features | {"masked_lm_positions": positions}, words)
 
 
 def hugging_face(gathered: bool) -> Callable[[str, int, str], Step]:

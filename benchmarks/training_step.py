@@ -97,36 +97,45 @@ def ours(size: str, length: int, precision: str) -> Step:
     return repeated(lambda policy: HeadTask(Network(shape, head, dtype=policy)), batch, precision)
 
 
+def backbone_of(size: str, precision: str) -> Any:
+    """KerasHub's encoder of this size."""
+    import keras
+    import keras_hub
+
+    keras.config.set_dtype_policy("float32" if precision == "float32" else "mixed_bfloat16")
+    layers, hidden, heads, inner, _ = SIZES[size]
+    return keras_hub.models.BertBackbone(
+        vocabulary_size=VOCABULARY, num_layers=layers, num_heads=heads, hidden_dim=hidden, intermediate_dim=inner
+    )
+
+
+def fitted(keras: Any, model: Any, features: Any, targets: Any, **options: Any) -> Step:
+    """A step of Keras's own trainer, of Keras 3 or tf_keras, on this batch, again and again."""
+    import numpy as np
+
+    optimizer = keras.optimizers.AdamW(RATE, weight_decay=DECAY, global_clipnorm=1.0)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), **options)
+    return lambda: float(np.ravel(model.train_on_batch(features, targets))[0])
+
+
 def keras_hub(size: str, length: int, precision: str) -> Step:
     import keras
     import keras_hub
-    import numpy as np
 
-    keras.config.set_dtype_policy("float32" if precision == "float32" else "mixed_bfloat16")
-    layers, hidden, heads, inner, count = SIZES[size]
-    ids, mask, labels = rows(count, length)
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=VOCABULARY, num_layers=layers, num_heads=heads, hidden_dim=hidden, intermediate_dim=inner
-    )
-    model = keras_hub.models.BertTextClassifier(backbone, 2)
-    model.compile(
-        keras.optimizers.AdamW(RATE, weight_decay=DECAY, global_clipnorm=1.0),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,
-    )
+    ids, mask, labels = rows(SIZES[size][-1], length)
+    model = keras_hub.models.BertTextClassifier(backbone_of(size, precision), 2)
     features = {"token_ids": ids, "segment_ids": ids * 0, "padding_mask": mask.astype("int32")}
-    return lambda: float(np.ravel(model.train_on_batch(features, labels))[0])
+    return fitted(keras, model, features, labels, jit_compile=False)
 
 
-def garden(size: str, length: int, precision: str) -> Step:
-    import numpy as np
+def garden_encoder(size: str, precision: str) -> Any:
+    """Model Garden's encoder of this size."""
     import tensorflow_models as tfm
     import tf_keras
 
     tf_keras.mixed_precision.set_global_policy("float32" if precision == "float32" else "mixed_bfloat16")
-    layers, hidden, heads, inner, count = SIZES[size]
-    ids, mask, labels = rows(count, length)
-    encoder = tfm.nlp.networks.BertEncoder(
+    layers, hidden, heads, inner, _ = SIZES[size]
+    return tfm.nlp.networks.BertEncoder(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
         num_layers=layers,
@@ -134,13 +143,16 @@ def garden(size: str, length: int, precision: str) -> Step:
         inner_dim=inner,
         type_vocab_size=2,
     )
-    model = tfm.nlp.models.BertClassifier(encoder, 2)
-    model.compile(
-        tf_keras.optimizers.AdamW(RATE, weight_decay=DECAY, global_clipnorm=1.0),
-        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
+
+
+def garden(size: str, length: int, precision: str) -> Step:
+    import tensorflow_models as tfm
+    import tf_keras
+
+    ids, mask, labels = rows(SIZES[size][-1], length)
+    model = tfm.nlp.models.BertClassifier(garden_encoder(size, precision), 2)
     features = {"input_word_ids": ids, "input_mask": mask.astype("int32"), "input_type_ids": ids * 0}
-    return lambda: float(np.ravel(model.train_on_batch(features, labels))[0])
+    return fitted(tf_keras, model, features, labels)
 
 
 def hugging_face(pure: bool = False) -> Callable[[str, int, str], Step]:

@@ -1,7 +1,7 @@
 """Fast primitives: each has one definition in `keras.ops`, which runs on every backend.
 
 A faster TensorFlow form may stand beside a definition where it measurably wins; it must be equal in value
-and gradient. Dropout has one.
+and gradient.
 """
 
 import math

@@ -27,6 +27,16 @@ ROUNDING = {"mixed_bfloat16": 0.2, "mixed_float16": 0.03}
 """How far 16-bit outputs may lie from float32 ones whose size is about 1: 8 and 11 bits, over two blocks."""
 
 
+def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """The same answers under the same names: floats within 1e-5, all else equal."""
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        if np.asarray(value).dtype.kind == "f":
+            np.testing.assert_allclose(found[name], value, atol=TOLERANCE, err_msg=name)
+        else:
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
 @dataclass(frozen=True)
 class Part:
     """Something to check.

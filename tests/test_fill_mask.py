@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from checks import randomize
+from checks import assert_same, randomize
 from conftest import TINY, WORDS, shared
 from safetensors.numpy import load_file, save_file
 from test_formats import contents, weights
@@ -166,12 +166,7 @@ def test_a_text_alone_and_beside_others_is_the_same(bert):
     together = bert.arrays(TEXTS)
     for i, text in enumerate(TEXTS):
         for found in (bert.arrays([text]), bert.arrays([text, "[MASK] " * 9])):
-            assert set(found) == set(together)
-            for name, values in found.items():
-                if values.dtype.kind == "f":
-                    np.testing.assert_allclose(values[0], together[name][i], atol=1e-5, err_msg=name)
-                else:
-                    np.testing.assert_array_equal(values[0], together[name][i], err_msg=name)
+            assert_same({k: v[0] for k, v in found.items()}, {k: v[i] for k, v in together.items()})
 
 
 # === Checkpoints ===
@@ -344,12 +339,7 @@ def test_the_commands_ask_a_pretrained_checkpoint(checkpoint, tmp_path, capsys):
 
     assert main(["export", *model, f"--export_dir={tmp_path}/model"]) == 0
     found, wanted = fresh(tmp_path / "model/1", TEXTS), bert.arrays(TEXTS)
-    assert set(found) == set(wanted)
-    for name, values in wanted.items():
-        if values.dtype.kind == "f":
-            np.testing.assert_allclose(found[name], values, atol=1e-5)
-        else:
-            np.testing.assert_array_equal(found[name], values)
+    assert_same(found, wanted)
     card = (tmp_path / "model/1/README.md").read_text("utf-8")
     assert 'pipeline_tag: "fill-mask"' in card
     assert "The [MASK] is in the city" in card

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from checks import assert_same
 from conftest import TINY, WORDS, tiny_bert
 from safetensors.numpy import load_file, save_file
 from test_fill_mask import fresh
@@ -550,12 +551,7 @@ def test_folds_are_exported_as_one_model_that_answers_as_predict(three, at_work,
     texts = [*(row[1] for row in read("train.csv")[1:20]), "", "fire " * 40, "\u6771\u4eac \U0001f525"]
     found = fresh(Path("together/1"), texts)
     wanted = Ensemble([Bert.load(folder / f"fold_{i}") for i in (1, 2, 3)]).arrays(texts)
-    assert set(found) == set(wanted)
-    for name, values in wanted.items():
-        if values.dtype.kind == "f":
-            np.testing.assert_allclose(found[name], values, atol=1e-5)
-        else:
-            np.testing.assert_array_equal(found[name], values)
+    assert_same(found, wanted)
 
 
 def test_folds_that_are_there_are_not_trained_again(three, at_work, capsys):

@@ -255,12 +255,7 @@ def test_a_text_alone_and_beside_others_is_the_same():
     together = bert.arrays(TEXTS)
     for i, text in enumerate(TEXTS):
         for found in (bert.arrays([text]), bert.arrays([text, "a " * 50])):
-            assert set(found) == set(together)
-            for name, values in found.items():
-                if values.dtype.kind == "f":
-                    np.testing.assert_allclose(values[0], together[name][i], atol=1e-5, err_msg=name)
-                else:
-                    np.testing.assert_array_equal(values[0], together[name][i], err_msg=name)
+            checks.assert_same({k: v[0] for k, v in found.items()}, {k: v[i] for k, v in together.items()})
     assert bert.predict([]) == []
 
 
@@ -332,12 +327,7 @@ def test_the_exported_model_answers_as_predict(trained, tmp_path):
     texts = [*digits(4, 5)[0], "", "9 " * 40]
     folder = bert.export(tmp_path / "model")
     found, wanted = fresh(folder, texts), bert.arrays(texts)
-    assert set(found) == set(wanted)
-    for name, values in wanted.items():
-        if values.dtype.kind == "f":
-            np.testing.assert_allclose(found[name], values, atol=1e-5)
-        else:
-            np.testing.assert_array_equal(found[name], values)
+    checks.assert_same(found, wanted)
     model = tf.saved_model.load(str(folder))
     row = bert.network.head.reading(bert.text)(texts[:4])
     names = ("input_word_ids", "input_mask", "input_type_ids")
