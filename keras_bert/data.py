@@ -571,6 +571,7 @@ def dataset(
         batch = made | {"numbers": indices + 1}
         return batch if fixed is None else tf.nest.map_structure(lambda t: _fill_up(t, fixed), batch)
 
+    element = tf.autograph.experimental.do_not_convert(element)  # there is no control flow to convert
     return tf.data.Dataset.from_tensor_slices(ragged).map(element).prefetch(4)
 
 

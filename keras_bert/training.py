@@ -359,6 +359,7 @@ class LabelledRows:
     ) -> None:
         self.examples, self.config, self.longest = examples, config, text.config.max_seq_length
         self.owners: np.ndarray | None = None
+        self.even = head is None or head.even
         if head is None or not head.located:
             how = "row" if head is None else head.reads
             self.lengths = lengths(examples, text, how=how)
@@ -378,7 +379,8 @@ class LabelledRows:
     def training(self, trainer: Trainer, step: int) -> Any:
         """The batches from number `step` on, to the end of its epoch."""
         epoch, done = divmod(step, self.steps)
-        order = batches_by_length(self.lengths, self.config.train_batch_size, self.config.seed, epoch)
+        lengths = self.lengths if self.even else np.zeros_like(self.lengths)
+        order = batches_by_length(lengths, self.config.train_batch_size, self.config.seed, epoch)
         return self.distributed(trainer, order[done:], self.config.train_batch_size)
 
     @property
