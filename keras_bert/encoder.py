@@ -1,7 +1,7 @@
 """The encoder: token ids in, hidden states out. The whole of BERT's arithmetic is in this file.
 
 Shapes, here and everywhere: B batch, T target length, S source length, N heads, H head size, D hidden size,
-F feed-forward size, V vocabulary, L layers, R = B * T rows.
+F feed-forward size, V vocabulary, L layers, R rows: B * T, or the tokens among them.
 
 Dense layers work on rows `[R, D]`, attention on `[B, N, T, H]`; `Rows` knows both shapes, and blocks do not
 care how the one became the other. Everything is `keras.ops`, so it runs on TensorFlow, JAX and PyTorch.
@@ -25,10 +25,14 @@ TAPS = ("embedded", "layers", "attentions", "sequence")
 
 
 class Rows:
-    """The two shapes of one batch: `[B, T, ...]` and rows `[R, ...]`."""
+    """The two shapes of one batch: `[B, T, ...]` and rows `[R, ...]`, one for each place.
 
-    def __init__(self, token_ids: Tensor) -> None:
-        self.batch, self.length = ops.shape(token_ids)[0], ops.shape(token_ids)[1]
+    Args:
+        there: bool `[B, T]`, which places hold tokens.
+    """
+
+    def __init__(self, there: Tensor) -> None:
+        self.batch, self.length = ops.shape(there)[0], ops.shape(there)[1]
 
     def to_rows(self, x: Tensor) -> Tensor:
         """`[B, T, D]` -> `[R, D]`."""
@@ -37,6 +41,23 @@ class Rows:
     def to_batch(self, x: Tensor) -> Tensor:
         """`[R, D]` -> `[B, T, D]`."""
         return ops.reshape(x, (self.batch, self.length, x.shape[-1]))
+
+
+class TokenRows(Rows):
+    """Rows of tokens only: padding costs nothing but in attention, where it is zeros. R is known when it runs."""
+
+    def __init__(self, there: Tensor) -> None:
+        super().__init__(there)
+        flat = ops.cast(ops.reshape(there, (-1,)), "int32")
+        numbers = ops.cumsum(flat)
+        self.places = ops.cast(ops.nonzero(flat)[0], "int32")  # of each row
+        self.numbers = ops.where(flat > 0, numbers - 1, ops.max(numbers, initial=0))  # of each place; R of padding
+
+    def to_rows(self, x: Tensor) -> Tensor:
+        return kernels.gather(super().to_rows(x), self.places, self.numbers)
+
+    def to_batch(self, x: Tensor) -> Tensor:
+        return super().to_batch(kernels.spread(x, self.places, self.numbers))
 
 
 class Memory:
@@ -130,7 +151,7 @@ class Attention(keras.layers.Layer):
         """`[R, D]` -> `[B, N, T, H]`."""
         num_heads = self.config.num_heads
         shape = (rows.batch, rows.length, num_heads, self.config.hidden_dim // num_heads)
-        return kernels.swap(ops.reshape(x, shape))
+        return kernels.swap(ops.reshape(rows.to_batch(x), shape))
 
     def call(
         self,
@@ -154,8 +175,8 @@ class Attention(keras.layers.Layer):
         probabilities = kernels.masked_softmax(scores, visible, training)
         dropped = self.dropout(probabilities, training=training, seed=seed)
         context = where.values(ops.matmul(dropped, value), dropped, positions)  # [B, N, T, H]
-        context = ops.reshape(kernels.swap(context), (-1, self.config.hidden_dim))
-        return self.output_dense(context), probabilities
+        context = ops.reshape(kernels.swap(context), (rows.batch, rows.length, self.config.hidden_dim))
+        return self.output_dense(rows.to_rows(context)), probabilities
 
 
 class FeedForward(keras.layers.Layer):
@@ -244,6 +265,7 @@ class Encoder(keras.Model):
 
     Attributes:
         recompute: keep little of each block in training and compute it again for the gradients: less memory.
+        tokens_only: leave padding out of dense layers in training, where shapes may change; zeros come out for it.
 
     Call arguments:
         features: int or bool tensors `[B, T]`.
@@ -264,7 +286,7 @@ class Encoder(keras.Model):
 
     def __init__(self, config: EncoderConfig, dtype: Any = None, name: str = "encoder", **kwargs: Any) -> None:
         super().__init__(dtype=dtype, name=name, **kwargs)
-        self.config, self.recompute = config, False
+        self.config, self.recompute, self.tokens_only = config, False, False
         policy = self.dtype_policy
         self.rule = choose(MASKS, config.attention_mask, "attention mask")
 
@@ -336,7 +358,7 @@ class Encoder(keras.Model):
         if memory and self.where.of_pairs:
             raise ConfigError(f"positions of the kind {self.config.positions} are relative: no memory can be kept")
         shared = {
-            "rows": (rows := Rows(features["token_ids"])),
+            "rows": (rows := (TokenRows if self.tokens_only and training else Rows)(features["padding_mask"])),
             "visible": attention_mask(self.rule, features, seen),
             "where": self.where,
             "positions": features["positions"],

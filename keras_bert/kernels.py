@@ -115,6 +115,56 @@ SWAPS: dict[str, Callable[[Tensor], Tensor]] = {"tensorflow": _swap_of_bits}
 """Faster forms, by backend."""
 
 
+# === Padding ===
+
+
+def gather(x: Tensor, places: Tensor, numbers: Tensor) -> Tensor:
+    """The rows of tokens: `[B * T, D]` -> `[R, D]`.
+
+    Args:
+        places: int32 `[R]`, where each row is.
+        numbers: int32 `[B * T]`, the row of each place, R where there is none.
+    """
+    form = GATHERS.get(keras.backend.backend())
+    return ops.take(x, places, axis=0) if form is None else form(x, places, numbers)
+
+
+def spread(x: Tensor, places: Tensor, numbers: Tensor) -> Tensor:
+    """The rows of tokens at their places, zeros elsewhere: `[R, D]` -> `[B * T, D]`; the gradient of `gather`."""
+    form = SPREADS.get(keras.backend.backend())
+    return _with_zeros(x, numbers) if form is None else form(x, places, numbers)
+
+
+def _with_zeros(x: Tensor, numbers: Tensor) -> Tensor:
+    return ops.take(ops.pad(x, ((0, 1), (0, 0))), numbers, axis=0)
+
+
+def _gather_both_ways(x: Tensor, places: Tensor, numbers: Tensor) -> Tensor:
+    """Each is the other's gradient; TensorFlow would add up rows one by one."""
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return ops.take(x, places, axis=0), lambda upstream: _with_zeros(upstream, numbers)
+
+    return apply(x)
+
+
+def _spread_both_ways(x: Tensor, places: Tensor, numbers: Tensor) -> Tensor:
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return _with_zeros(x, numbers), lambda upstream: ops.take(upstream, places, axis=0)
+
+    return apply(x)
+
+
+GATHERS: dict[str, Callable[..., Tensor]] = {"tensorflow": _gather_both_ways}
+SPREADS: dict[str, Callable[..., Tensor]] = {"tensorflow": _spread_both_ways}
+"""Forms that are faster in training, by backend."""
+
+
 # === Softmax ===
 
 

@@ -95,6 +95,7 @@ class Trainer:
             copy_weights(start, self.network)
             freeze(self.network, optimizer.freeze_layers)
             self.network.encoder.recompute = config.recompute
+            self.network.encoder.tokens_only = not self.fixed
             for i, variable in enumerate(v for v in self.network.variables if "seed_generator" in v.path):
                 variable.assign([(config.seed + i * SPREAD) % 2**32, 0])  # each call adds 1 to the second number
             decay = optimizer.layer_decay

@@ -20,6 +20,7 @@ from keras_bert.config import EncoderConfig, HeadConfig, to_dict
 from keras_bert.encoder import TAPS, Attention, Block, Encoder, FeedForward, LayerNorm, Rows, Table
 from keras_bert.errors import ConfigError
 from keras_bert.heads import Network, Pooler, TiedLogits
+from keras_bert.positions import POSITIONS
 
 PARTS = {
     "table": checks.Part(
@@ -377,6 +378,32 @@ def test_attention_by_hand():
     )
     np.testing.assert_allclose(probabilities[0, 0], [[0.25, 0.75]] * 2, atol=1e-6)
     np.testing.assert_allclose(out, [[0.5 + 2 * 17.5]] * 2, atol=1e-5)  # 0.25 * 10 + 0.75 * 20 = 17.5
+
+
+# === Padding ===
+
+
+@pytest.mark.parametrize("positions", sorted(POSITIONS))
+def test_without_padding_the_same_is_learnt(positions):
+    """Rows with padding behind, in front and inside, and one of nothing but padding: values and all gradients."""
+    config = dataclasses.replace(TINY, positions=positions, hidden_dropout=0.0, attention_dropout=0.0)
+    encoder, given = checks.randomize(Encoder(config)), checks.features([6, 3, 5, 4])
+    given["padding_mask"] = np.array([[1] * 6, [1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 1], [0] * 6], bool)
+    there = given["padding_mask"][..., None]
+
+    def learnt(tokens_only):
+        encoder.tokens_only = tokens_only
+        with tf.GradientTape() as tape:
+            out = encoder(given, training=True)["sequence"]
+            loss = tf.reduce_sum(tf.sin(out) * there)
+        values = [v.value for v in encoder.trainable_variables]
+        return out.numpy(), [tf.convert_to_tensor(g).numpy() for g in tape.gradient(loss, values)]
+
+    (wanted, slopes), (found, others) = learnt(False), learnt(True)
+    np.testing.assert_allclose(found, wanted * there, rtol=0, atol=1e-5)
+    assert np.abs(wanted[~given["padding_mask"]]).min() > 0
+    for variable, slope, other in zip(encoder.trainable_variables, slopes, others, strict=True):
+        np.testing.assert_allclose(other, slope, rtol=1e-5, atol=1e-5, err_msg=variable.path)
 
 
 # === Other backends ===

@@ -151,6 +151,28 @@ def test_heads_change_places_with_tokens_in_value_and_gradient(dtype):
     np.testing.assert_array_equal(tf.cast(kernels.swap(kernels.swap(x)), tf.float32), tf.cast(x, tf.float32))
 
 
+# === Padding ===
+
+
+@pytest.mark.parametrize("form", ["fast", "plain"])
+def test_rows_of_tokens_are_gathered_and_spread_in_value_and_gradient(form, monkeypatch):
+    if form == "plain":
+        monkeypatch.setattr(kernels, "GATHERS", {})
+        monkeypatch.setattr(kernels, "SPREADS", {})
+    there = np.array([1, 0, 1, 1, 0, 0], bool)
+    places, numbers = tf.constant([0, 2, 3]), tf.constant([0, 3, 1, 2, 3, 3])
+    x = tf.constant(np.random.default_rng(1).normal(size=(6, 4)), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        few = kernels.gather(x, places, numbers)
+        all_ = kernels.spread(few, places, numbers)
+    slope_few, slope = (tf.convert_to_tensor(g) for g in tape.gradient(all_, [few, x], x + 1))
+    np.testing.assert_array_equal(few, x.numpy()[there])
+    np.testing.assert_array_equal(all_, x.numpy() * there[:, None])
+    np.testing.assert_array_equal(slope_few, x.numpy()[there] + 1)
+    np.testing.assert_array_equal(slope, (x.numpy() + 1) * there[:, None])
+
+
 # === Dropout ===
 
 FORMS = {"plain": keras.random.dropout, "bytes": kernels.DROPOUTS["tensorflow"]}
