@@ -58,7 +58,6 @@ class Task:
         shown: metrics of the table; the first counts.
         rows, eval_rows: how many, taken evenly from all; 0 is all.
         length: longest row in tokens.
-        text: how else keras_bert reads texts.
         checkpoint: the flag that names it.
         peer: does Hugging Face have it?
         train: is there anything to learn?
@@ -76,7 +75,6 @@ class Task:
     rate: float = 5e-5
     length: int = 128
     head: dict[str, Any] = field(default_factory=dict)
-    text: dict[str, Any] = field(default_factory=dict)
     frozen: bool = False
     checkpoint: str = "checkpoint"
     peer: bool = True
@@ -167,7 +165,7 @@ TASKS = {
         length=64,
     ),
     "mrpc": Task("MRPC, paraphrases", "classify", MRPC, ("f1", "accuracy"), PARAPHRASES, rows=2000),
-    "conll": Task("CoNLL-2003, entities", "tag", CONLL, ("f1",), rows=3000, length=256, text={"word_rule": "joined"}),
+    "conll": Task("CoNLL-2003, entities", "tag", CONLL, ("f1",), rows=3000, length=256),
     "squad": Task(
         "SQuAD 2.0, answers",
         "span",
@@ -373,14 +371,7 @@ def ours(job: Job, precision: str = "none") -> Found:
     # Vectors are of single texts.
     data = DataConfig() if task.kind == "embed" else task.data
     bert = Bert.from_checkpoint(
-        job.checkpoint,
-        task.kind,
-        job.labels,
-        data,
-        seed=job.seed,
-        head=task.head,
-        max_seq_length=task.length,
-        **task.text,
+        job.checkpoint, task.kind, job.labels, data, seed=job.seed, head=task.head, max_seq_length=task.length
     )
     if not task.train:
         return UNTRAINED[task.kind](job, bert)

@@ -109,12 +109,6 @@ class TextConfig:
     truncation_part: str = _flag(
         "head", "Which part of a text that is too long is kept.", ("head", "tail", "head_tail")
     )
-    word_rule: str = _flag(
-        "tokens",
-        "tag: what has a tag. tokens: each word and each mark of punctuation; joined: a dot, hyphen, & or / between "
-        "letters is part of the word (U.S., Asia-Pacific), as in CoNLL's files.",
-        ("tokens", "joined"),
-    )
     flavour: str = "original"
 
     def __post_init__(self) -> None:

@@ -16,7 +16,6 @@ import tensorflow as tf
 from keras_bert import packing
 from keras_bert.config import TextConfig, WindowConfig, choose
 from keras_bert.errors import ConfigError
-from keras_bert.normalization import CJK
 from keras_bert.tokenizer import Tokenizer
 from keras_bert.vocabulary import check_vocabulary
 
@@ -62,8 +61,6 @@ class Text:
         self.pad_id = index.get("[PAD]", 0)
         self.tokenizer = Tokenizer(self.vocabulary, self.config.do_lower_case, self.config.flavour, special_tokens)
         self.continues = np.array([piece.startswith("##") for piece in self.vocabulary])
-        self.joints = np.array([piece in ".-&/" for piece in self.vocabulary])
-        self.letters = np.array([piece == "[UNK]" or _spelt(piece.removeprefix("##")) for piece in self.vocabulary])
 
     def tokenize(self, text: Any) -> tf.RaggedTensor:
         """Strings `[B]` -> ids of their word pieces, ragged int32 `[B, tokens]`, nothing cut or added."""
@@ -150,8 +147,8 @@ class Text:
         Returns:
             What `windows` gives, and for each position of a window, -1 or False where it is no piece of the last
             segment: `starts` and `ends` int32 `[W, T]`, in bytes of the segment; `words` int32, the number of the word
-            in its text, see `config.word_rule`; `begins` bool, is it the first piece of a word; `best` bool, is this
-            the one window that shows most of what is around the piece?
+            in its text; `begins` bool, is it the first piece of a word; `best` bool, is this the one window that shows
+            most of what is around the piece?
 
         Raises:
             ConfigError: as `windows` does.
@@ -163,10 +160,7 @@ class Text:
         limit = min(config.max_query_length * len(tokens[:-1]), self._room(tokens) // 2)
         features, where = self._windows(config, tokens, limit)
         first = tf.ragged.range(last.row_lengths()).flat_values == 0
-        goes_on = tf.gather(self.continues, last.flat_values)
-        if self.config.word_rule == "joined":
-            goes_on |= self._joined(last.flat_values, starts.flat_values, ends.flat_values, first)
-        begins = first | ~goes_on
+        begins = first | ~tf.gather(self.continues, last.flat_values)
         count = tf.cumsum(tf.cast(begins, tf.int32))
         words = count - tf.repeat(tf.boolean_mask(count, first), last.row_lengths()[last.row_lengths() > 0])
 
@@ -180,16 +174,6 @@ class Text:
             "begins": placed(begins, False),
             "best": packing.best_window(where, tf.size(last.flat_values)),
         }
-
-    def _joined(self, ids: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-        """Which tokens go on the word before: in "Asia-Pacific" and "U.S." all but the first; bool `[tokens]`."""
-        before = lambda values, by=1: tf.pad(values[:-by], [[by, 0]])  # noqa: E731
-        touches = (starts == before(ends)) & ~first  # no space before it
-        joint, letters = tf.gather(self.joints, ids), tf.gather(self.letters, ids)
-        follows = joint & touches & before(letters)
-        goes_on = letters & touches & before(follows)
-        again = follows & before(touches) & (ids == before(ids, 2))  # the last dot of "U.S."
-        return goes_on | (follows & tf.pad(goes_on[1:], [[0, 1]])) | again
 
     def offsets(self, *segments: Any) -> dict[str, tf.Tensor]:
         """The row of each text as the model sees it, and where in the text its pieces are.
@@ -329,11 +313,6 @@ def _grouped(rows: dict[str, tf.Tensor], shape: list[Any]) -> dict[str, tf.Tenso
 
 def _lengths(tokens: tf.RaggedTensor) -> tf.Tensor:
     return tf.cast(tokens.row_lengths(), tf.int32)
-
-
-def _spelt(piece: str) -> bool:
-    """Letters or digits, of which words are made: no punctuation, no Chinese."""
-    return piece.isalnum() and not any(first <= ord(piece[0]) <= last for first, last in CJK)
 
 
 def strings(text: Any) -> tf.Tensor:
