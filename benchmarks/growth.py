@@ -124,8 +124,8 @@ def main() -> None:
     picture(list(done.values()))
     header = ["changed", "to", "s per step", "tokens/s", "ms per answer", "tokens/s", "peak MB", "plan says"]
     text = (
-        f"`python benchmarks/growth.py`: {START}, one thing changed at a time, rows full; medians of {REPEATS}, each "
-        "point in a process of its own; the peak is that of training."
+        "`python benchmarks/growth.py`: 16 full rows of 128 tokens, 6 layers of 384, float32, and of these one thing "
+        f"changed at a time; medians of {REPEATS}, each point in a process of its own; the peak is that of training."
     )
     plot = f"![Seconds and megabytes over batch, length, layers, width]({PLOT.name})"
     write_section("How cost grows", "\n\n".join([text, table(header, lines), plot, machine()]))

@@ -165,7 +165,7 @@ TASKS = {
         length=64,
     ),
     "mrpc": Task("MRPC, paraphrases", "classify", MRPC, ("f1", "accuracy"), PARAPHRASES, rows=2000),
-    "conll": Task("CoNLL-2003, entities", "tag", CONLL, ("f1",), rows=3000, length=256),
+    "conll": Task("CoNLL-2003, entities", "tag", CONLL, ("f1",), rows=3000, epochs=4, rate=1e-4, length=256),
     "squad": Task(
         "SQuAD 2.0, answers",
         "span",

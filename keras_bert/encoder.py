@@ -124,7 +124,8 @@ class Table(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         initializer = keras.initializers.TruncatedNormal(stddev=self.config.initializer_range)
         shape = (self.rows, self.config.hidden_dim)
-        self.embeddings = self.add_weight(name="embeddings", shape=shape, initializer=initializer)
+        # Not cast as a whole: rows are, and in sixteen bits the many gradients of one row would not add up.
+        self.embeddings = self.add_weight(name="embeddings", shape=shape, initializer=initializer, autocast=False)
 
     def call(self, ids: Tensor) -> Tensor:
         return ops.cast(ops.take(self.embeddings, ids, axis=0), self.compute_dtype)

@@ -54,6 +54,7 @@ class Absolute(Positions):
             name="embeddings",
             shape=(self.config.max_positions, self.config.hidden_dim),
             initializer=keras.initializers.TruncatedNormal(stddev=self.config.initializer_range),
+            autocast=False,
         )
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:

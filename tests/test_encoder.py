@@ -380,6 +380,18 @@ def test_attention_by_hand():
     np.testing.assert_allclose(out, [[0.5 + 2 * 17.5]] * 2, atol=1e-5)  # 0.25 * 10 + 0.75 * 20 = 17.5
 
 
+# === Sixteen bits ===
+
+
+def test_in_sixteen_bits_the_gradients_of_a_row_of_a_table_add_up():
+    table = build(Table(TINY, TINY.vocab_size, dtype="mixed_bfloat16"))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(table(np.full((8, 512), 3, "int32")))
+    slope = tf.convert_to_tensor(tape.gradient(loss, table.embeddings.value)).numpy()
+    np.testing.assert_array_equal(slope, np.where(np.arange(len(slope))[:, None] == 3, 8 * 512, 0) + 0 * slope)
+    assert slope.dtype == "float32"
+
+
 # === Padding ===
 
 

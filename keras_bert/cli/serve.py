@@ -11,7 +11,11 @@ from keras_bert.server.settings import ServerConfig, read_model_config
 def define() -> Flags:
     """The flags of the command."""
     flags = Flags("serve", "answer REST requests from an exported model, on this machine", [ServerConfig])
-    flags.add("export_dir", "", "Directory that `keras-bert export` wrote; its newest version is served. This or --model_config_file.")
+    flags.add(
+        "export_dir",
+        "",
+        "Directory that `keras-bert export` wrote; its newest version is served. This or --model_config_file.",
+    )
     flags.add("model_name", "", "Name in the URL; default: the last part of --export_dir.")
     flags.add("model_config_file", "", "Several models, versions and labels, in TensorFlow Serving's text form.")
     flags.add("port", 8501, "Port; 0 takes a free one.")
