@@ -258,6 +258,6 @@ if __name__ == "__main__":
         "A training step",
         "minilm-32,minilm-128,base-128",
         "`python benchmarks/training_step.py`: minilm is 6 layers of 384 with batch 32, base 12 of 768 with batch 8; "
-        "rows half to all full, of which only ours leaves out the padding, AdamW, clipping, dropout 0.1; `pure` keeps the "
-        "weights in bfloat16 too;",
+        "rows half to all full, of which only ours leaves out the padding, AdamW, clipping, dropout 0.1; `pure` keeps "
+        "the weights in bfloat16 too;",
     )
