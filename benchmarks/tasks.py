@@ -861,7 +861,7 @@ def main() -> None:
     header = ["task", "rows", "metric", *SIDES, "keras_bert - hf"]
     about = (
         f"`python benchmarks/tasks.py`: {model}, seeds {[*range(1, 1 + args.seeds)]}, batch {Task.batch} (tweets "
-        f"{TASKS['tweets'].batch}), rate {Task.rate:g} (answers {TASKS['squad'].rate:g}, Chinese "
+        f"{TASKS['tweets'].batch}), rate {Task.rate:g} (answers and entities {TASKS['squad'].rate:g}, Chinese "
         f"{TASKS['afqmc'].rate:g}), float32 but where bf16 is said. The same rows, checkpoint and "
         "hyper-parameters on all sides, scored by the same code after the last epoch; the mean over seeds, and each. "
         "`hf` is Hugging Face transformers on PyTorch, padding to the longest row of a batch. Chinese rows start from "
