@@ -125,44 +125,36 @@ def gather(x: Tensor, places: Tensor, numbers: Tensor) -> Tensor:
         places: int32 `[R]`, where each row is.
         numbers: int32 `[B * T]`, the row of each place, R where there is none.
     """
-    form = GATHERS.get(keras.backend.backend())
-    return ops.take(x, places, axis=0) if form is None else form(x, places, numbers)
+    return _with_gradient(lambda x: _taken(x, places), lambda upstream: _with_zeros(upstream, numbers), x)
 
 
 def spread(x: Tensor, places: Tensor, numbers: Tensor) -> Tensor:
-    """The rows of tokens at their places, zeros elsewhere: `[R, D]` -> `[B * T, D]`; the gradient of `gather`."""
-    form = SPREADS.get(keras.backend.backend())
-    return _with_zeros(x, numbers) if form is None else form(x, places, numbers)
+    """The rows of tokens at their places, zeros elsewhere: `[R, D]` -> `[B * T, D]`; each is the other's gradient."""
+    return _with_gradient(lambda x: _with_zeros(x, numbers), lambda upstream: _taken(upstream, places), x)
+
+
+def _taken(x: Tensor, places: Tensor) -> Tensor:
+    return ops.take(x, places, axis=0)
 
 
 def _with_zeros(x: Tensor, numbers: Tensor) -> Tensor:
-    return ops.take(ops.pad(x, ((0, 1), (0, 0))), numbers, axis=0)
+    return _taken(ops.pad(x, ((0, 1), (0, 0))), numbers)
 
 
-def _gather_both_ways(x: Tensor, places: Tensor, numbers: Tensor) -> Tensor:
-    """Each is the other's gradient; TensorFlow would add up rows one by one."""
+def _with_gradient(value: Callable[[Tensor], Tensor], gradient: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    form = GRADIENTS.get(keras.backend.backend())
+    return value(x) if form is None else form(value, gradient, x)
+
+
+def _written_out(value: Callable[[Tensor], Tensor], gradient: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """TensorFlow would find the gradient itself, and add up rows one by one."""
     import tensorflow as tf
 
-    @tf.custom_gradient
-    def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        return ops.take(x, places, axis=0), lambda upstream: _with_zeros(upstream, numbers)
-
-    return apply(x)
+    return tf.custom_gradient(lambda x: (value(x), gradient))(x)
 
 
-def _spread_both_ways(x: Tensor, places: Tensor, numbers: Tensor) -> Tensor:
-    import tensorflow as tf
-
-    @tf.custom_gradient
-    def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        return _with_zeros(x, numbers), lambda upstream: ops.take(upstream, places, axis=0)
-
-    return apply(x)
-
-
-GATHERS: dict[str, Callable[..., Tensor]] = {"tensorflow": _gather_both_ways}
-SPREADS: dict[str, Callable[..., Tensor]] = {"tensorflow": _spread_both_ways}
-"""Forms that are faster in training, by backend."""
+GRADIENTS: dict[str, Callable[..., Tensor]] = {"tensorflow": _written_out}
+"""How a gradient that is known is made use of, by backend; others find it themselves."""
 
 
 # === Softmax ===
