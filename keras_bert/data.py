@@ -417,8 +417,8 @@ def hold_out(rows: Rows, data: DataConfig, task: str, share: float, seed: int) -
     kept, held = split(groups, strata, share, seed)
     if not held or not kept:
         raise DataError(
-            f"{rows.files[0]}: {len(rows)} rows are too few to hold out {share:.0%} of them for evaluation; "
-            "give an evaluation file"
+            f"{rows.files[0]}: {len(rows)} rows are too few to hold out {share:.0%} of them for evaluation "
+            f"(equal texts stay together; {len(set(groups))} differ); give an evaluation file"
         )
     return kept, held
 

@@ -35,7 +35,7 @@ TINY: dict[str, dict[str, Any]] = {
         "EPOCHS": 1,
     },
     "4_serve_it": {"LENGTH": 64, "EPOCHS": 1, "REPEATS": 2},
-    "5_long_documents": {"PASSAGES": 6, "SENTENCES": 8, "EPOCHS": 1, "NAME_EPOCHS": 1, "LENGTH": 64},
+    "5_long_documents": {"PASSAGES": 12, "SENTENCES": 8, "EPOCHS": 1, "NAME_EPOCHS": 1, "LENGTH": 64},
     "6_chinese": {"DOCUMENTS": 40, "STEPS": 4, "WARMUP": 1, "LABELLED": 12, "EPOCHS": 1},
     "7_coming_from_other_libraries": {},
 }
