@@ -236,7 +236,7 @@ TASKS = {
         peer=False,
     ),
 }
-USUAL = ("tweets", "sst2", "mrpc", "conll", "squad", "csqa", "embed")
+USUAL = ("sst2", "mrpc", "conll", "squad", "csqa", "embed")
 
 
 @dataclass(frozen=True)
