@@ -49,6 +49,7 @@ bench-speed: $(VENV)/.peers
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/lite.py
+	$(BIN)/python benchmarks/summary.py
 
 bench-tasks: $(VENV)/.peers models/zh
 	$(BIN)/python benchmarks/tasks.py --tasks=all --chinese=models/zh --seeds=3

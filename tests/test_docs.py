@@ -1,6 +1,7 @@
 """The blocks of README.md and export/README.md run as they are printed, on a tiny checkpoint."""
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -137,3 +138,10 @@ def test_the_exported_model_loads_as_documented(after_commands: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "tf.Tensor" in done.stdout
+
+
+def test_the_readme_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    summary = importlib.import_module("summary")
+    table = summary.summary((ROOT / "benchmarks" / "RESULTS.md").read_text("utf-8"))
+    assert f"{summary.BEGIN}\n{table}\n\n{summary.END}" in (ROOT / "README.md").read_text("utf-8")
