@@ -58,6 +58,7 @@ class Task:
         shown: metrics of the table; the first counts.
         rows, eval_rows: how many, taken evenly from all; 0 is all.
         length: longest row in tokens.
+        windows: how long passages are read, where it is not left to the head.
         checkpoint: the flag that names it.
         peer: does Hugging Face have it?
         train: is there anything to learn?
@@ -75,6 +76,7 @@ class Task:
     rate: float = 5e-5
     length: int = 128
     head: dict[str, Any] = field(default_factory=dict)
+    windows: dict[str, Any] = field(default_factory=dict)
     frozen: bool = False
     checkpoint: str = "checkpoint"
     peer: bool = True
@@ -177,6 +179,7 @@ TASKS = {
         rate=1e-4,
         length=256,
         head={"version_2_with_negative": True, "max_answer_length": LONGEST_ANSWER, "n_best_size": BEST},
+        windows={"doc_stride": DOC_STRIDE},
     ),
     "csqa": Task("CommonsenseQA, choices", "choice", commonsense, ("accuracy",), length=64),
     "embed": Task("MRPC, cosines without training", "embed", MRPC, COSINES, PARAPHRASES, train=False, epochs=0),
@@ -371,7 +374,14 @@ def ours(job: Job, precision: str = "none") -> Found:
     # Vectors are of single texts.
     data = DataConfig() if task.kind == "embed" else task.data
     bert = Bert.from_checkpoint(
-        job.checkpoint, task.kind, job.labels, data, seed=job.seed, head=task.head, max_seq_length=task.length
+        job.checkpoint,
+        task.kind,
+        job.labels,
+        data,
+        seed=job.seed,
+        head=task.head,
+        windows=task.windows,
+        max_seq_length=task.length,
     )
     if not task.train:
         return UNTRAINED[task.kind](job, bert)
