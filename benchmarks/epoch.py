@@ -4,8 +4,8 @@
 
 Question: how long does an epoch of Kaggle's Disaster Tweets take, from strings, with batches of 32, clipping and AdamW?
 KerasHub pads every tweet to 160 tokens, as the competition's starter notebook does; Hugging Face pads to the longest
-row of a batch, and `by length` also puts rows of like length together, as we do. `reading alone` is our epoch without
-training: strings to batches. Whether the models become equally good is the question of `tasks.py`.
+row of a batch. `by length` puts rows of like length together. `reading alone` is our epoch without training: strings to
+batches. Whether the models become equally good is the question of `tasks.py`.
 
 Expected: four times as fast as KerasHub's recipe, 1.3 times as fast as Hugging Face at the same precision.
 """
@@ -41,7 +41,7 @@ def checkpoint() -> Path:
 # === Peers: texts, labels, batches of a part -> what trains on the next part ===
 
 
-def ours(precision: str, learn: bool = True) -> Callable[[Texts, Labels, int], Part]:
+def ours(precision: str, learn: bool = True, by_length: bool = False) -> Callable[[Texts, Labels, int], Part]:
     def build(texts: Texts, labels: Labels, size: int) -> Part:
         from keras_bert import Bert, OptimizerConfig, TrainConfig
         from keras_bert.data import Examples
@@ -51,7 +51,7 @@ def ours(precision: str, learn: bool = True) -> Callable[[Texts, Labels, int], P
 
         bert = Bert.from_checkpoint(checkpoint(), labels=["0", "1"], max_seq_length=LENGTH, seed=SEED)
         config = TrainConfig(train_batch_size=BATCH, seed=SEED, mixed_precision=precision)
-        train = LabelledRows(Examples((texts,), labels), bert.text, config)
+        train = LabelledRows(Examples((texts,), labels), bert.text, config, by_length=by_length)
         shape, head = bert.network.encoder.config, bert.network.head.config
         trainer = Trainer(
             lambda policy: HeadTask(Network(shape, head, dtype=policy)),
@@ -111,12 +111,10 @@ def hugging_face(bf16: bool, by_length: bool = False) -> Callable[[Texts, Labels
         lengths = np.array([len(ids) for ids in encoded])
 
         def order() -> Iterator[Any]:
-            from keras_bert.data import batches_by_length
+            from keras_bert.data import batches_at_random
 
             for epoch in itertools.count():
-                mixed = np.random.default_rng((SEED, epoch)).permutation(len(encoded))
-                plain = [mixed[i : i + BATCH] for i in range(0, len(mixed), BATCH)]
-                yield from batches_by_length(lengths, BATCH, SEED, epoch) if by_length else plain
+                yield from batches_at_random(len(encoded), BATCH, SEED, epoch, lengths if by_length else None)
 
         batches = order()
 
@@ -138,6 +136,7 @@ def hugging_face(bf16: bool, by_length: bool = False) -> Callable[[Texts, Labels
 PEERS: dict[str, Callable[[Texts, Labels, int], Part]] = {
     "keras_bert": ours("none"),
     "keras_bert bf16": ours("bfloat16"),
+    "keras_bert bf16, by length": ours("bfloat16", by_length=True),
     "keras_bert, reading alone": ours("none", learn=False),
     "KerasHub": keras_hub("float32"),
     "KerasHub bf16": keras_hub("mixed_bfloat16"),

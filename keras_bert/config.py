@@ -453,6 +453,9 @@ class FinetuneConfig:
         0, "Top layers, and the pooler, that start anew instead of from the checkpoint (Zhang et al. 2021)."
     )
     early_stopping_patience: int = _flag(0, "End after this many epochs without a better metric; 0 means never.")
+    group_by_length: bool = _flag(
+        False, "Rows of like length in a batch: faster where lengths differ much, often less exact."
+    )
 
     def __post_init__(self) -> None:
         _require(0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), got {self.label_smoothing}")

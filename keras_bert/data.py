@@ -1,4 +1,4 @@
-"""Rows of text from files (csv, tsv, jsonl), checked, and batches of them by length; `readers` knows other files.
+"""Rows of text from files (csv, tsv, jsonl), checked, and batches of them; `readers` knows other files.
 
 Files are read and checked whole before any long work. A row is never dropped or repaired in silence: it is
 used as it is written, or the command stops with the file, the line and the value.
@@ -435,20 +435,25 @@ def texts_of(rows: Rows, data: DataConfig, task: str) -> list[str]:
     return ["\0".join(rows[c][i].strip().casefold() for c in columns) for i in range(len(rows))]
 
 
-def batches_by_length(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The order of one training epoch: index arrays of at most `batch_size`, rows of like length together.
+def batches_at_random(
+    count: int, batch_size: int, seed: int, epoch: int, lengths: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """The order of one training epoch of `count` rows: index arrays of at most `batch_size`.
 
-    Rows are shuffled, sorted by length inside pools of 64 batches, cut, and the batches shuffled, so a batch
-    holds little padding and the order is still random. The same `(seed, epoch)` gives the same order.
+    The same `(seed, epoch)` gives the same order. With `lengths` rows of like length go together, so that a batch holds
+    little padding: rows are sorted inside pools of 64 batches, and the batches shuffled. What comes with length, such
+    as a label, is then alike in a batch too, and models become a little worse.
     """
     rng = np.random.default_rng((seed, epoch))
-    order = rng.permutation(len(lengths))
-    pool = 64 * batch_size
-    batches = []
-    for start in range(0, len(order), pool):
-        part = order[start : start + pool]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    order = rng.permutation(count)
+
+    def cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+    if lengths is None:
+        return cut(order, batch_size)
+    pools = (pool[np.argsort(lengths[pool], kind="stable")] for pool in cut(order, 64 * batch_size))
+    batches = [batch for pool in pools for batch in cut(pool, batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 

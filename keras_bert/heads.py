@@ -77,8 +77,6 @@ class Head(keras.layers.Layer):
         attention_mask: who looks at whom, where it is not as the checkpoint has it.
         pretrained: does it answer with the weights of pretraining, without any of its own?
         apart: may the rows of a batch be computed in groups? Not where the width of the logits is the batch's.
-        even: does every row count alike in the loss? Then a batch of training may hold rows of like length; where a row
-            counts as many words as it has, those of short texts would count more than others.
     """
 
     best_metric: ClassVar[str]
@@ -89,7 +87,6 @@ class Head(keras.layers.Layer):
     attention_mask: ClassVar[str] = ""
     pretrained: ClassVar[bool] = False
     apart: ClassVar[bool] = True
-    even: ClassVar[bool] = True
 
     def __init__(self, encoder: EncoderConfig, config: HeadConfig, name: str = "head", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
@@ -359,7 +356,6 @@ class Tag(Head):
 
     best_metric = "f1"
     located = True
-    even = False
 
     @property
     def width(self) -> int:
@@ -598,7 +594,6 @@ class Generate(Words):
 
     best_metric = "token_accuracy"
     attention_mask = "seq2seq"
-    even = False
 
     def make(self, encoder: EncoderConfig) -> None:
         if encoder.num_segments < 2 or encoder.attention_mask != self.attention_mask:

@@ -26,7 +26,7 @@ from keras_bert.config import FEATURES, FinetuneConfig, OptimizerConfig, RunConf
 from keras_bert.data import (
     Examples,
     Prepare,
-    batches_by_length,
+    batches_at_random,
     batches_in_order,
     dataset,
     encoded,
@@ -356,10 +356,11 @@ class LabelledRows:
         config: TrainConfig,
         head: Head | None = None,
         windows: WindowConfig | None = None,
+        by_length: bool = False,
     ) -> None:
         self.examples, self.config, self.longest = examples, config, text.config.max_seq_length
         self.owners: np.ndarray | None = None
-        self.even = head is None or head.even
+        self.by_length = by_length
         if head is None or not head.located:
             how = "row" if head is None else head.reads
             self.lengths = lengths(examples, text, how=how)
@@ -379,9 +380,9 @@ class LabelledRows:
     def training(self, trainer: Trainer, step: int) -> Any:
         """The batches from number `step` on, to the end of its epoch."""
         epoch, done = divmod(step, self.steps)
-        lengths = self.lengths if self.even else np.zeros_like(self.lengths)
-        order = batches_by_length(lengths, self.config.train_batch_size, self.config.seed, epoch)
-        return self.distributed(trainer, order[done:], self.config.train_batch_size)
+        size, sorted_by = self.config.train_batch_size, self.lengths if self.by_length else None
+        order = batches_at_random(len(self.lengths), size, self.config.seed, epoch, sorted_by)
+        return self.distributed(trainer, order[done:], size)
 
     @property
     def steps(self) -> int:
@@ -494,7 +495,9 @@ def fit(
     """
     begun, keeping, finetune = time.monotonic(), keeping or Keeping(), finetune or FinetuneConfig()
     learnt = learnt_head(network.head.config, finetune, train.labels)
-    rows, held_out = (LabelledRows(examples, text, config, network.head, windows) for examples in (train, evaluation))
+    by_length = finetune.group_by_length
+    rows = LabelledRows(train, text, config, network.head, windows, by_length)
+    held_out = LabelledRows(evaluation, text, config, network.head, windows)
     rounds = Rounds(config.num_train_epochs * rows.steps, rows.steps)
 
     def make(policy: str) -> Task:

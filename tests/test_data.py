@@ -19,7 +19,7 @@ from keras_bert.config import DataConfig
 from keras_bert.data import (
     Examples,
     Rows,
-    batches_by_length,
+    batches_at_random,
     batches_in_order,
     dataset,
     encode_labels,
@@ -451,23 +451,24 @@ def padding(batches: list[np.ndarray], sizes: np.ndarray) -> float:
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 5000])
 def test_every_row_is_in_exactly_one_batch(count):
     sizes = np.random.default_rng(3).integers(3, 128, count)
-    for batches in (batches_by_length(sizes, 32, 1, 0), batches_in_order(sizes, 32)):
+    ways = (batches_at_random(count, 32, 1, 0), batches_at_random(count, 32, 1, 0, sizes), batches_in_order(sizes, 32))
+    for batches in ways:
         assert sorted(i for batch in batches for i in batch) == list(range(count))
         assert all(0 < len(batch) <= 32 for batch in batches)
 
 
-def test_the_order_of_an_epoch_is_given_by_seed_and_epoch():
-    sizes = np.random.default_rng(3).integers(3, 128, 1000)
-    flat = {(s, e): np.concatenate(batches_by_length(sizes, 32, s, e)).tolist() for s in (1, 2) for e in (0, 1)}
-    assert flat[1, 0] == np.concatenate(batches_by_length(sizes, 32, 1, 0)).tolist()
+@pytest.mark.parametrize("sizes", [None, np.random.default_rng(3).integers(3, 128, 1000)])
+def test_the_order_of_an_epoch_is_given_by_seed_and_epoch(sizes):
+    ways = [(s, e) for s in (1, 2) for e in (0, 1)]
+    flat = {way: np.concatenate(batches_at_random(1000, 32, *way, sizes)).tolist() for way in ways}
+    assert flat[1, 0] == np.concatenate(batches_at_random(1000, 32, 1, 0, sizes)).tolist()
     assert len({tuple(order) for order in flat.values()}) == 4
 
 
 def test_rows_of_like_length_are_together_and_batches_are_not_sorted():
     sizes = np.random.default_rng(3).integers(3, 128, 5000)
-    batches = batches_by_length(sizes, 32, 1, 0)
-    shuffled = np.random.default_rng(4).permutation(5000)
-    assert padding(batches, sizes) < 0.05 < 0.4 < padding(np.array_split(shuffled, 157), sizes)
+    batches = batches_at_random(5000, 32, 1, 0, sizes)
+    assert padding(batches, sizes) < 0.05 < 0.4 < padding(batches_at_random(5000, 32, 1, 0), sizes)
     longest = [int(sizes[batch].max()) for batch in batches]
     assert 0.3 < np.mean(np.diff(longest) > 0) < 0.7
 

@@ -252,14 +252,14 @@ def test_two_processes_train_like_one(tmp_path):
         assert not found
 
 
-@pytest.mark.parametrize(("task", "alike"), [("classify", True), ("tag", False)])
-def test_rows_of_like_length_go_together_only_where_each_counts_as_much(task, alike, monkeypatch):
-    examples = Examples((["a", "a b c d e f"] * 16,), np.zeros((32, 1, 3), np.int32) if task == "tag" else None)
-    rows = LabelledRows(examples, TEXT, TrainConfig(train_batch_size=8), network(task).head)
+@pytest.mark.parametrize("by_length", [True, False])
+def test_rows_of_like_length_go_together_only_where_that_is_asked_for(by_length, monkeypatch):
+    examples = Examples((["a", "a b c d e f"] * 16,))
+    rows = LabelledRows(examples, TEXT, TrainConfig(train_batch_size=8), network().head, by_length=by_length)
     monkeypatch.setattr(rows, "distributed", lambda trainer, batches, size: batches)
     batches = rows.training(None, 0)
     assert sorted(np.concatenate(batches)) == list(range(32))
-    assert [len({*rows.lengths[batch]}) == 1 for batch in batches] == [alike] * 4
+    assert [len({*rows.lengths[batch]}) == 1 for batch in batches] == [by_length] * 4
 
 
 def test_a_compiled_step_of_fixed_shapes_is_the_plain_step():
