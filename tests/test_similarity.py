@@ -195,7 +195,7 @@ def test_scores_are_learnt():
     result = bert.fit(first, [1.0, 0.0] * 8, second, held, config, OptimizerConfig(learning_rate=1e-2), progress=None)
     assert bert.network.head.config.objective == "scores"
     assert result.best["spearman"] > 0.8
-    assert result.best["mse"] < 0.1
+    assert result.history[-1]["mse"] < 0.01  # the best rank may come before
     with pytest.raises(DataError, match="labels are missing; only similarity learns from pairs alone"):
         tiny_bert().fit(["a"], None)
     with pytest.raises(ConfigError, match="embed has nothing to learn from"):
