@@ -149,8 +149,8 @@ def told(line: Line, results: str) -> list[str]:
 
     def one(name: re.Match[str]) -> str:
         value = values[name.group(1)]
-        times = value / ours
-        return rounded(value) + (f" ({times:.{1 + (times < 2)}f} x)" if line.ratio and value is not ours else "")
+        times, told_apart = value / ours, line.ratio and name.group() != line.sides[0]
+        return rounded(value) + (f" ({times:.{1 + (times < 2)}f} x)" if told_apart else "")
 
     anchor = re.sub(r"[^a-z0-9-]", "", line.section.lower().replace(" ", "-"))
     cells = [re.sub(r"\{(.+?)\}", one, side) or "-" for side in line.sides]

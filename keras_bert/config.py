@@ -454,7 +454,7 @@ class FinetuneConfig:
     )
     early_stopping_patience: int = _flag(0, "End after this many epochs without a better metric; 0 means never.")
     group_by_length: bool = _flag(
-        False, "Rows of like length in a batch: faster where lengths differ much, often less exact."
+        False, "Rows of like length in a batch: faster where lengths differ, but a batch is then no random draw."
     )
 
     def __post_init__(self) -> None:

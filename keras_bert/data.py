@@ -442,7 +442,7 @@ def batches_at_random(
 
     The same `(seed, epoch)` gives the same order. With `lengths` rows of like length go together, so that a batch holds
     little padding: rows are sorted inside pools of 64 batches, and the batches shuffled. What comes with length, such
-    as a label, is then alike in a batch too, and models become a little worse.
+    as a label, is then alike in a batch too.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(count)
