@@ -2,21 +2,27 @@
 
 The model is all-MiniLM-L6-v2 (6 layers, 384 wide, 12 heads), trained and real. In the default suite stand
 recorded outputs of Hugging Face (`golden/make_minilm.py` writes them) and KerasHub on a few texts; the slow
-tests run both on 100 real texts and print the largest difference.
+tests run both on 100 real texts and print the largest difference, and fine-tune with Hugging Face's model and
+PyTorch's AdamW step by step.
 """
 
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import shared
 
+from keras_bert import Bert, OptimizerConfig, TrainConfig
 from keras_bert.checkpoints import load, open_checkpoint
 from keras_bert.config import HeadConfig, TextConfig
+from keras_bert.conversion import convert
+from keras_bert.data import batches_at_random
 from keras_bert.heads import Network
+from keras_bert.optimizers import schedule
 from keras_bert.text import Text
 
 TOLERANCE = 1e-5
@@ -187,3 +193,77 @@ def test_equals_hugging_face_on_100_texts(network, minilm):
     assert longest == 256
     assert worst <= TOLERANCE
     assert pooled_worst <= TOLERANCE
+
+
+def as_theirs(bert: Bert, folder: Path, transformers):
+    """The model with its head, as Hugging Face reads it."""
+    bert.save(folder / "ours")
+    convert(folder / "ours", folder / "theirs", "hf")
+    kind = transformers.BertForSequenceClassification
+    return kind.from_pretrained(folder / "theirs", attn_implementation="eager")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_run_of_fine_tuning_equals_hugging_face(minilm, tmp_path):
+    """The same rows in the same order, no dropout: 41 steps with warm-up, decay and clipping, the last one short."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (make proofs installs it)")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (make proofs)")
+    start = tmp_path / "start"
+    shutil.copytree(minilm, start)
+    settings = json.loads((start / "config.json").read_text("utf-8"))
+    settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (start / "config.json").write_text(json.dumps(settings), "utf-8")
+    with open(shared("data/disaster_tweets/train.csv"), encoding="utf-8", newline="") as file:
+        rows = [row for _, row in zip(range(750), csv.DictReader(file), strict=False)]
+    texts, labels = [row["text"] for row in rows], [int(row["target"]) for row in rows]
+    count, size = 650, 16
+    bert = Bert.from_checkpoint(start, labels=["0", "1"], dropout=0.0)
+    theirs, untrained = (as_theirs(bert, tmp_path / name, transformers) for name in ("trained", "untrained"))
+
+    # === Ours ===
+    config, rate = TrainConfig(1, train_batch_size=size, seed=3), OptimizerConfig()
+    held = texts[count:], labels[count:]
+    bert.fit(texts[:count], labels[:count], None, held, config, rate, progress=None)
+
+    # === Theirs ===
+    tokenizer = transformers.BertTokenizer.from_pretrained(minilm)
+
+    def read(chosen):
+        batch = [texts[i] for i in chosen]
+        return tokenizer(batch, padding=True, truncation=True, max_length=128, return_tensors="pt")
+
+    named, still = list(theirs.named_parameters()), ("bias", "LayerNorm.weight")
+    groups = [
+        {"params": [p for n, p in named if not n.endswith(still)], "weight_decay": rate.weight_decay},
+        {"params": [p for n, p in named if n.endswith(still)], "weight_decay": 0.0},
+    ]
+    optimizer, norms = torch.optim.AdamW(groups, eps=rate.epsilon), []
+    order = batches_at_random(count, size, config.seed, 0)
+    rates = schedule(rate, len(order))
+    theirs.train()
+    for step, batch in enumerate(order):
+        for group in optimizer.param_groups:
+            group["lr"] = float(rates(step))
+        theirs(**read(batch), labels=torch.tensor([labels[i] for i in batch])).loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), rate.clip_norm)))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    # === Together ===
+    ours = as_theirs(bert, tmp_path / "ended", transformers).state_dict()
+    before, after = untrained.state_dict(), theirs.state_dict()
+    moved = sum(float(((after[name] - before[name]) ** 2).sum()) for name in after) ** 0.5
+    apart = sum(float(((after[name] - ours[name]) ** 2).sum()) for name in after) ** 0.5
+    with torch.no_grad():
+        wanted = theirs.eval()(**read(range(count, len(texts)))).logits.softmax(-1)[:, 1].numpy()
+    scores = np.array([answer["scores"]["1"] for answer in bert.predict(held[0])])
+    print(
+        f"Hugging Face and AdamW of PyTorch, {len(order)} steps, {sum(norm > 1 for norm in norms)} clipped: weights "
+        f"moved by {moved:.3f}, apart {apart:.1e}; {len(scores)} scores from {scores.min():.2f} to {scores.max():.2f}, "
+        f"apart {np.abs(scores - wanted).max():.1e}"
+    )
+    assert moved > 0.1
+    assert apart <= 0.01 * moved
+    assert np.ptp(scores) > 0.2
+    assert np.abs(scores - wanted).max() <= 1e-3
