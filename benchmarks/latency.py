@@ -254,6 +254,7 @@ PEERS: dict[str, Callable[[Path, int], Embed]] = {
     "OpenVINO": openvino("f32"),
     "OpenVINO bf16": openvino("bf16"),
 }
+TOLD = {"short": "short", "mix": "of mixed lengths"}
 CASES = ("short-1", "short-8", "short-32", "short-128", "mix-32")
 
 
@@ -351,7 +352,8 @@ def main() -> None:
     panels: dict[str, dict[str, float]] = {}
     for case, name, taken, *_, ratio in lines:
         if ratio:
-            panels.setdefault(case, {})[name] = float(taken.split()[0])
+            kind, count = case.split("-")
+            panels.setdefault(f"texts at a time: {count}, {TOLD[kind]}", {})[name] = float(taken.split()[0])
     plot = bars("latency.png", panels, "ms per call")
     write_section("From raw text to an embedding", f"{body}\n\n{plot}\n\n{machine()}")
 
