@@ -64,7 +64,8 @@ def bars(name: str, panels: Mapping[str, Mapping[str, float]], unit: str) -> str
     for axes, (title, values) in zip(grid.flat, panels.items(), strict=False):
         colors = ["#1a5fb4" if peer.startswith(("keras_bert", "ours")) else "#b8c4d4" for peer in values]
         drawn = axes.barh(range(len(values)), list(values.values()), color=colors)
-        axes.bar_label(drawn, fmt=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}", padding=2, fontsize=7)
+        told = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values.values()]
+        axes.bar_label(drawn, told, padding=2, fontsize=7)
         axes.set_yticks(range(len(values)), list(values), fontsize=7)
         axes.invert_yaxis()
         axes.margins(x=0.15)

@@ -24,8 +24,8 @@ class Line:
 
     Attributes:
         section: of RESULTS.md, with the figures.
-        column: of its tables.
-        sides: what is said of each of `SIDES`, with names of rows in braces; ours is one name.
+        column: of its tables; none where they have a column for each side.
+        sides: what is said of each of `SIDES`, with names of rows (or columns) in braces; ours is one name.
         cells: what these rows have in other cells.
         ratio: is it said how many times ours a figure is?
     """
@@ -44,6 +44,11 @@ def embedding(title: str, case: str) -> tuple[Line, Line]:
     full = ("{keras_bert}", "{KerasHub}", "{PyTorch}", "{ONNX Runtime}", "{OpenVINO}")
     half = ("{keras_bert bf16}", "", "compiled {PyTorch bf16 compiled}", "int8 {ONNX Runtime int8}", "{OpenVINO bf16}")
     return Line(f"{title}, ms", section, column, full, (case,)), Line("in bfloat16", section, column, half, (case,))
+
+
+def score(title: str, task: str) -> Line:
+    """What is learnt, or known without: the first metric of a task."""
+    return Line(title, "Tasks", "", ("{keras_bert}", "", "{hf}"), (task,), ratio=False)
 
 
 def step(title: str, section: str, *cells: str, peers: tuple[str, str] = ("{KerasHub}", "{Hugging Face}")) -> Line:
@@ -111,11 +116,16 @@ LINES = (
         ("{ours}", "{keras_hub}"),
         ratio=False,
     ),
+    score("SST-2, accuracy", "SST-2, sentiment"),
+    score("MRPC, F1", "MRPC, paraphrases"),
+    score("CoNLL-2003, F1 of entities", "CoNLL-2003, entities"),
+    score("SQuAD 2.0, F1 of the best spans", "SQuAD 2.0, answers"),
+    score("CommonsenseQA, accuracy", "CommonsenseQA, choices"),
 )
 
 
 def figures(results: str, line: Line) -> dict[str, float]:
-    """The figures of a line by the other cells of their rows.
+    """The figures of a line by the other cells of their rows, or by their columns.
 
     Raises:
         SystemExit: the section is not there.
@@ -123,19 +133,25 @@ def figures(results: str, line: Line) -> dict[str, float]:
     found = re.search(rf"^## {re.escape(line.section)}\n(.*?)(?=^## |\Z)", results, re.S | re.M)
     if found is None:
         raise SystemExit(f"RESULTS.md has no section {line.section!r}")
-    values, place = {}, None
+    values: dict[str, float] = {}
+    header: list[str] = []
     for text in found.group(1).split("\n"):
         row = [cell.strip() for cell in text.strip("|").split("|")] if text.startswith("|") else []
-        if line.column in row:
-            place = row.index(line.column)
-        elif place is not None and len(row) > place and set(line.cells) <= set(row):
-            number = re.match(r"[\d,.]+", row[place])
-            values |= {cell: float(number.group().replace(",", "")) for cell in row if number}
+        if (line.column or SIDES[0]) in row:
+            header = row
+        elif header and len(row) == len(header) and set(line.cells) <= set(row):
+            names, cells = (row, [row[header.index(line.column)]] * len(row)) if line.column else (header, row)
+            for name, cell in zip(names, cells, strict=True):
+                if number := re.match(r"[\d,.]+", cell):
+                    values[name] = float(number.group().replace(",", ""))
     return values
 
 
-def rounded(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+def rounded(value: float, line: Line) -> str:
+    """Two digits, or as many as stand before the point; three of what is learnt, a share of 1."""
+    if value >= 1:
+        return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+    return f"{value:.2g}" if line.ratio else f"{value:.3f}"
 
 
 def told(line: Line, results: str) -> list[str]:
@@ -150,7 +166,7 @@ def told(line: Line, results: str) -> list[str]:
     def one(name: re.Match[str]) -> str:
         value = values[name.group(1)]
         times, told_apart = value / ours, line.ratio and name.group() != line.sides[0]
-        return rounded(value) + (f" ({times:.{1 + (times < 2)}f} x)" if told_apart else "")
+        return rounded(value, line) + (f" ({times:.{1 + (times < 2)}f} x)" if told_apart else "")
 
     anchor = re.sub(r"[^a-z0-9-]", "", line.section.lower().replace(" ", "-"))
     cells = [re.sub(r"\{(.+?)\}", one, side) or "-" for side in line.sides]

@@ -878,7 +878,8 @@ def main() -> None:
         f"{TASKS['afqmc'].rate:g}), float32 but where bf16 is said. The same rows, checkpoint and "
         "hyper-parameters on all sides, scored by the same code after the last epoch; the mean over seeds, and each. "
         "`hf` is Hugging Face transformers on PyTorch, padding to the longest row of a batch. Chinese rows start from "
-        "`make models/zh`, a BERT-mini that has read 5 MB of text."
+        "`make models/zh`, a BERT-mini that has read 5 MB of text. Without dropout both sides end with the same "
+        "weights, but for rounding, as `tests/test_parity.py` shows; what differs here is the draw of it."
     )
     text = "\n\n".join([about, table(header, body), machine()])
     print(text)
