@@ -43,6 +43,7 @@ bench-speed: $(VENV)/.peers
 	$(BIN)/python benchmarks/epoch.py
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/where_time_goes.py
+	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/tokenization.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/growth.py
