@@ -55,11 +55,12 @@ def work(build: Callable[[], Callable[[], Any]], warmup: int = 2) -> None:
     except ModuleNotFoundError as error:
         out.write(json.dumps({"missing": f"needs {error.name}"}) + "\n")
         return
-    result = [call() for _ in range(warmup)][-1]
+    for _ in range(warmup):
+        begun = time.perf_counter()
+        result = call()
     ready = time.perf_counter()
+    brief = ready - begun < 1
     out.write(json.dumps({"ready": ready - start, "result": result}) + "\n")
-    call()
-    brief = time.perf_counter() - ready < 1
     for _ in sys.stdin:
         if brief:
             call()  # after a rest threads sleep and caches are cold
