@@ -36,6 +36,10 @@ MEANT_FOR = {
 }
 """Tasks that a field of `HeadConfig` is for; with others it keeps its default."""
 
+FROZEN = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
+"""Environment variable of TensorFlow on CPUs: dense layers keep a copy of their weights, in the order that products
+read them, from their first use on, and never look at the weights again. For processes that only answer."""
+
 T = TypeVar("T")
 
 

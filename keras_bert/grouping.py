@@ -1,9 +1,9 @@
 """Rows of like length computed together, so that a batch costs what its tokens cost and not what its longest row does.
 
 A client may send a tweet beside a page. Padded to the page, the tweet would cost as much as the page; here rows go
-through the network from the longest on, in groups of about `BUDGET` tokens, each group as wide as its own longest row.
-Small groups also stay in the processor's caches, so large batches of like rows gain too. Every row is computed as it is
-alone, but for rounding.
+through the network from the longest on, in groups of some hundred tokens, each group as wide as its own longest row.
+Groups run at the same time, and small ones stay in the processor's caches, so batches of like rows gain too. Every row
+is computed as it is alone, but for rounding.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,12 +12,16 @@ from typing import Any
 import tensorflow as tf
 
 Tensors = dict[str, tf.Tensor]
-BUDGET = 384
-"""Tokens of a group, padding counted: enough to keep products busy, few enough for the caches."""
+PARTS, FEWEST, MOST = 4, 192, 384
+"""A group has a share of the batch's tokens, padding counted, within bounds: so many that products are worth their
+setting up, so few that there are several groups, which run at the same time, and that they fit into the caches."""
 
 
 def by_length(
-    run: Callable[[Tensors], Tensors], features: Tensors, outputs: Mapping[str, tf.TensorSpec], budget: int = BUDGET
+    run: Callable[[Tensors], Tensors],
+    features: Tensors,
+    outputs: Mapping[str, tf.TensorSpec],
+    bounds: tuple[int, int] = (FEWEST, MOST),
 ) -> Tensors:
     """`run(features)`, computed in groups.
 
@@ -26,6 +30,7 @@ def by_length(
             that of the tokens.
         features: int or bool `[W, T]`; `padding_mask` says how long rows are.
         outputs: what `run` gives.
+        bounds: the fewest and the most tokens that a group is filled up to; one row is a group in any case.
 
     Returns:
         The outputs in the order of the rows; those of tokens are zero where nothing was computed.
@@ -34,6 +39,7 @@ def by_length(
     count, width = shape[0], shape[1]
     lengths = tf.reduce_max(tf.where(features["padding_mask"], tf.range(1, width + 1), 0), axis=1)
     order = tf.argsort(lengths, direction="DESCENDING", stable=True)
+    budget = tf.clip_by_value(tf.reduce_sum(lengths) // PARTS, *bounds)
     falling = tf.concat([tf.maximum(tf.gather(lengths, order), 2), [2]], 0)  # the last is for a batch of no rows
 
     def end(start: tf.Tensor) -> tf.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_bert.config import TrainConfig
+from keras_bert.config import FROZEN, TrainConfig
 from keras_bert.errors import ConfigError
 
 Strategy = Any
@@ -37,8 +37,10 @@ def strategy_for(config: TrainConfig) -> Strategy:
 
     Raises:
         ConfigError: more GPUs are asked for than there are, TF_CONFIG is absent or broken, there is no TPU,
-            or the kind cannot be used.
+            or the kind cannot be used; or weights that change would not be seen (`config.FROZEN`).
     """
+    if os.environ.get(FROZEN, "0").lower() not in ("0", "false"):
+        raise ConfigError(f"{FROZEN} is set in the environment: training would not see its own weights; unset it")
     return STRATEGIES[config.distribution_strategy](config)
 
 

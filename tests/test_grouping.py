@@ -49,7 +49,7 @@ def batch(*lengths, width=None):
 )
 def test_groups_give_what_the_whole_batch_gives(run, lengths, budget):
     features = batch(*lengths)
-    found, whole = by_length(run, features, OUTPUTS, budget), run(features)
+    found, whole = by_length(run, features, OUTPUTS, (budget, budget)), run(features)
     there = features["padding_mask"].numpy()
     np.testing.assert_allclose(found["logits"], whole["logits"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(found["sequence"].numpy()[there], whole["sequence"].numpy()[there], rtol=0, atol=1e-5)
@@ -64,7 +64,7 @@ def test_no_group_is_wider_than_its_longest_row(network):
         return {"logits": tf.zeros([tf.shape(rows["token_ids"])[0], 2])}
 
     features = batch(4, 60, 5, 6, 61, 4)
-    by_length(run, features, {"logits": OUTPUTS["logits"]}, 128)
+    by_length(run, features, {"logits": OUTPUTS["logits"]}, (128, 128))
     assert seen == [(2, 61), (4, 6)]
 
 
@@ -74,14 +74,14 @@ def test_rows_with_holes_keep_all_their_tokens(run):
     mask[0, 3:9] = False
     features["padding_mask"] = tf.constant(mask)
     np.testing.assert_allclose(
-        by_length(run, features, OUTPUTS, 16)["logits"], run(features)["logits"], rtol=0, atol=1e-5
+        by_length(run, features, OUTPUTS, (16, 16))["logits"], run(features)["logits"], rtol=0, atol=1e-5
     )
 
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_no_rows_and_rows_without_tokens(run, count):
     features = {name: value[:count] for name, value in batch(0, 0, 0, width=4).items()}
-    found = by_length(run, features, OUTPUTS, 16)
+    found = by_length(run, features, OUTPUTS, (16, 16))
     assert found["logits"].shape == (count, 2)
     assert found["sequence"].shape == (count, 4, TINY.hidden_dim)
     assert np.isfinite(found["logits"]).all()

@@ -30,7 +30,7 @@ from keras_bert import golden, op_check, server, serving, warmup
 from keras_bert.__main__ import main
 from keras_bert.bert import Bert
 from keras_bert.cli import verify_export
-from keras_bert.config import DataConfig, HeadConfig, TextConfig, WindowConfig
+from keras_bert.config import FROZEN, DataConfig, HeadConfig, TextConfig, WindowConfig
 from keras_bert.data import encoded
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.heads import Network
@@ -176,11 +176,11 @@ def loaded(models, requests, tmp_path_factory):
     return ask_loaders({name: (str(path), requests[name]) for name, path in models.items()}, folder)
 
 
-def ask_loaders(asked, folder):
+def ask_loaders(asked, folder, **environment):
     (folder / "asked").write_bytes(pickle.dumps(asked))
     done = subprocess.run(
         [sys.executable, "-c", LOADERS, folder / "asked", folder / "said"],
-        env=os.environ | {"PYTHONPATH": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=os.environ | {"PYTHONPATH": "", "TF_CPP_MIN_LOG_LEVEL": "3"} | environment,
         cwd=folder,
         capture_output=True,
         text=True,
@@ -250,6 +250,15 @@ def test_a_loader_gives_what_this_process_gives(loader, name, expected, loaded):
         assert_equal(answer, wanted, ROUNDING[name])
         assert {v.dtype.name for v in answer.values()} <= {"float32", "int32", "bool", "object"}
     assert [len(answer["num_tokens"]) for answer in expected[name][:3]] == [3 if name == "wide" else 22, 6, 0]
+
+
+@pytest.mark.parametrize("name", ["windows"])
+def test_kept_copies_of_weights_give_the_same(name, models, requests, expected, tmp_path):
+    """One kernel, first used for rows of one text and then for those of many: the copy of its weights fits both."""
+    found = ask_loaders({name: (str(models[name]), requests[name])}, tmp_path, **{FROZEN: "1"})
+    for loader in ("v1", "v2"):
+        for answer, wanted in zip(found[loader][name], expected[name], strict=False):
+            assert_equal(answer, wanted, ROUNDING[name])
 
 
 @pytest.mark.parametrize("name", ["single", *(pytest.param(n, marks=pytest.mark.slow) for n in list(KINDS)[1:])])

@@ -23,7 +23,7 @@ from conftest import TINY, WORDS
 from keras_bert import training
 from keras_bert.bert import Bert
 from keras_bert.checkpoints import WEIGHTS_FILE
-from keras_bert.config import HeadConfig, OptimizerConfig, RunConfig, TextConfig, TrainConfig
+from keras_bert.config import FROZEN, HeadConfig, OptimizerConfig, RunConfig, TextConfig, TrainConfig
 from keras_bert.data import Examples
 from keras_bert.errors import CheckpointError, ConfigError, DivergedError, Stopped
 from keras_bert.files import sha256
@@ -325,6 +325,15 @@ def test_what_cannot_be_had_is_said_in_a_line(flags, cluster, message, monkeypat
     with pytest.raises(ConfigError, match=message) as found:
         strategy_for(TrainConfig(**flags))
     assert "\n" not in str(found.value)
+
+
+def test_an_environment_in_which_weights_are_not_seen_to_change_is_refused(monkeypatch):
+    """TensorFlow would go on with the weights of the first step, in all dense layers, and say nothing."""
+    monkeypatch.setenv(FROZEN, "0")
+    strategy_for(TrainConfig())
+    monkeypatch.setenv(FROZEN, "1")
+    with pytest.raises(ConfigError, match=f"{FROZEN} is set in the environment: .* unset it"):
+        strategy_for(TrainConfig())
 
 
 def test_more_gpus_than_there_are_is_refused_with_the_devices():

@@ -1,11 +1,16 @@
 """`keras-bert serve`: answer TensorFlow Serving's REST requests from exported models, on this machine."""
 
 import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from keras_bert.cli.flags import Flags
-from keras_bert.errors import ConfigError
-from keras_bert.server.settings import ServerConfig, read_model_config
+from keras_bert.config import FROZEN
+from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.golden import read_manifest
+from keras_bert.server.settings import ModelConfig, ServerConfig, read_model_config
+from keras_bert.versions import folder_of, versions
 
 
 def define() -> Flags:
@@ -36,7 +41,10 @@ def main(argv: list[str]) -> int:
     if not 0 <= flags["port"] <= 65535:
         raise ConfigError(f"--port must be from 0 to 65535, got {flags['port']}")
     config = flags.config(ServerConfig)
-    models = read_model_config(file) if file else {flags["model_name"] or Path(base).absolute().name: base}
+    one = {flags["model_name"] or Path(base).absolute().name: ModelConfig(base)}
+    models = read_model_config(file) if file else one
+    if in_sixteen_bits(models):
+        os.environ.setdefault(FROZEN, "1")
 
     from keras_bert.server import serve
 
@@ -50,3 +58,19 @@ def main(argv: list[str]) -> int:
         logger.removeHandler(handler)
         logger.setLevel(level)
     return 0
+
+
+def in_sixteen_bits(models: Mapping[str, ModelConfig]) -> bool:
+    """Are all versions to be served ours, and exported in bfloat16?
+
+    There copies of the weights (`config.FROZEN`) make answers faster; with float32 they would only take memory, and the
+    graph of a stranger may have products of other things than weights.
+    """
+    folders = []
+    for model in models.values():
+        base = Path(model.base_path)
+        folders += [folder_of(base, version) for version in model.policy(versions(base))]
+    try:
+        return all(read_manifest(folder).get("precision") == "bfloat16" for folder in folders)
+    except CheckpointError:
+        return False

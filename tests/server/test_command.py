@@ -1,6 +1,7 @@
 """`keras-bert serve`: what it says when it starts, what it refuses, and its help."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -11,6 +12,9 @@ import pytest
 from servers import save_half_plus_two
 
 from keras_bert.__main__ import main
+from keras_bert.cli.serve import in_sixteen_bits
+from keras_bert.config import FROZEN
+from keras_bert.server.settings import ModelConfig, latest
 
 
 def test_the_request_it_prints_works_when_pasted(tmp_path):
@@ -69,3 +73,43 @@ def test_help_names_every_flag_with_its_default(capsys):
     }.items():
         assert re.search(rf"^  --{flag}\n      .+ \[{re.escape(default)}\]$", text, re.M), flag
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_weights_are_kept_where_all_versions_are_ours_and_in_bfloat16(tmp_path):
+    def version(place, precision):
+        folder = tmp_path / place / "assets.extra"
+        folder.mkdir(parents=True)
+        if precision:
+            (folder / "keras_bert.json").write_text(json.dumps({"schema": 1, "precision": precision}))
+
+    version("half/1", "bfloat16")
+    version("full/1", "float32")
+    version("both/1", "float32")
+    version("both/2", "bfloat16")
+    version("strange/1", "")
+    models = {place: ModelConfig(str(tmp_path / place)) for place in ("half", "full", "both", "strange")}
+    assert [in_sixteen_bits({"m": model}) for model in models.values()] == [True, False, True, False]
+    assert not in_sixteen_bits({"m": ModelConfig(str(tmp_path / "both"), latest(2))})
+    assert in_sixteen_bits({name: models[name] for name in ("half", "both")})
+    assert not in_sixteen_bits(models)
+
+
+def test_the_command_keeps_weights_before_anything_is_computed(tmp_path):
+    """Not for another's model, in whose graph a product may have something else than weights."""
+    for place in ("strange", "ours"):
+        save_half_plus_two(tmp_path / place / "1")
+    manifest = tmp_path / "ours" / "1" / "assets.extra" / "keras_bert.json"
+    manifest.parent.mkdir()
+    manifest.write_text('{"schema": 1, "precision": "bfloat16"}')
+    program = f"""
+import os, sys
+from unittest import mock
+from keras_bert.__main__ import main
+for folder in sys.argv[1:]:
+    with mock.patch("keras_bert.server.serve", create=True):
+        print(main(["serve", "--export_dir=" + folder]), os.environ.get({FROZEN!r}))
+"""
+    command = [sys.executable, "-c", program, tmp_path / "strange", tmp_path / "ours"]
+    environment = {name: value for name, value in os.environ.items() if name != FROZEN}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.splitlines() == ["0 None", "0 1"], done.stderr
