@@ -53,10 +53,10 @@ def texts(kind: str, count: int) -> list[str]:
 
 def export(folder: Path, length: int, precision: str) -> Path:
     """Our SavedModel, made once for all processes."""
-    from keras_bert import Bert
-
     target = folder / f"{precision}-{length}"
     if not target.exists():
+        from keras_bert import Bert
+
         bert = Bert.from_checkpoint(checkpoint(), labels=["no", "yes"], max_seq_length=length)
         bert.export(target, 1, precision=precision)
     return target
@@ -110,6 +110,7 @@ def over_http(precision: str) -> Callable[[Path, int], Embed]:
         import atexit
 
         atexit.register(server.kill)
+        embed.pid = server.pid
         return embed
 
     return build
@@ -251,6 +252,7 @@ PEERS: dict[str, Callable[[Path, int], Embed]] = {
     "keras_bert bf16": saved_model("bfloat16"),
     "keras_bert bf16, kept weights": saved_model("bfloat16", kept=True),
     "keras_bert over HTTP": over_http("float32"),
+    "keras_bert bf16 over HTTP": over_http("bfloat16"),
     "KerasHub": keras_hub,
     "PyTorch": torch_model("float32"),
     "PyTorch bf16": torch_model("bfloat16"),
@@ -290,6 +292,7 @@ def work(name: str, folder: str, case: str) -> None:
             found = [embed(batch) for batch in batches]
             return [round(float(value), 5) for value in found[0][0][:8]]
 
+        call.pid = getattr(embed, "pid", None)
         return call
 
     turns.work(build)

@@ -4,18 +4,30 @@
 
 Question: `where_time_goes.py` shows that products bound the answer to a few texts; would TensorFlow compute them faster
 in another form, and how fast are they elsewhere? The chain is that of all-MiniLM-L6-v2's layers, random weights:
-query, key, value, output, inner and outer, with their biases, and nothing between; rows are tokens.
+query, key, value, output, inner and outer, with their biases, and nothing between; rows are tokens. `weights kept` is
+TF_ONEDNN_ASSUME_FROZEN_WEIGHTS, with which `keras-bert serve` runs models in bfloat16.
 
-Expected: no form that is clearly ahead at few rows and at many; ONNX Runtime well ahead at few.
+Expected: kept weights ahead in bfloat16, no form clearly ahead in float32 at few rows and at many; ONNX Runtime well
+ahead at few.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import Any
 
 LAYERS, WIDTH, INNER = 6, 384, 1536
 OURS = "as exported"
-PEERS = (OURS, "query, key, value as one", "weights transposed", "weights as constants", "PyTorch", "ONNX Runtime")
+KEPT = "weights kept"
+PEERS = (
+    OURS,
+    "query, key, value as one",
+    "weights transposed",
+    "weights as constants",
+    KEPT,
+    "PyTorch",
+    "ONNX Runtime",
+)
 CASES = tuple((precision, rows) for precision in ("float32", "bfloat16") for rows in (10, 80, 640))
 
 
@@ -30,6 +42,9 @@ def weights(together: bool = False) -> list[list[Any]]:
 
 
 def in_tensorflow(form: str, precision: str, rows: int) -> Callable[[], Any]:
+    from keras_bert.config import FROZEN
+
+    os.environ[FROZEN] = str(int(form == KEPT))
     import numpy as np
     import tensorflow as tf
 

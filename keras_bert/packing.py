@@ -24,8 +24,10 @@ def longest_first(lengths: Lengths, room: int) -> Lengths:
     to one level, and what is left of the room goes to the first segments that were cut, one token each.
     Filling the row one token of each segment in turn (round robin) gives the same lengths.
     """
-    stacked = tf.stack(lengths, axis=1)  # [B, S]
     count = len(lengths)
+    if count == 1:
+        return [tf.minimum(lengths[0], room)]
+    stacked = tf.stack(lengths, axis=1)  # [B, S]
     ordered = tf.sort(stacked, axis=1)
     before = tf.cumsum(ordered, axis=1, exclusive=True)
     # If the k shortest were whole, the others would share the rest; the level is the highest such share.
@@ -92,12 +94,15 @@ PARTS: dict[str, Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]] 
 
 def cut(segment: tf.RaggedTensor, keep: tf.Tensor, part: str = "head") -> tf.RaggedTensor:
     """`keep[i]` tokens of each row of `segment` `[B, tokens]`; `part` is a name of `PARTS`."""
-    lengths = tf.cast(segment.row_lengths(), tf.int32)
+    begin, end = segment.row_splits[:-1], segment.row_splits[1:]
+    lengths = tf.cast(end - begin, tf.int32)
     keep = tf.minimum(keep, lengths)
     first, last = choose(PARTS, part, "part of a text to keep")(lengths, keep)
-    at = tf.ragged.range(lengths).flat_values
-    wanted = (at < tf.repeat(first, lengths)) | (at >= tf.repeat(lengths - last, lengths))
-    return tf.RaggedTensor.from_row_lengths(tf.boolean_mask(segment.flat_values, wanted), keep)
+    begins = tf.stack([begin, end - tf.cast(last, end.dtype)], axis=1)  # of the head and of the tail
+    ends = tf.stack([begin + tf.cast(first, begin.dtype), end], axis=1)
+    at = tf.ragged.range(tf.reshape(begins, [-1]), tf.reshape(ends, [-1])).flat_values
+    splits = tf.concat([[0], tf.cumsum(tf.cast(keep, begin.dtype))], 0)
+    return tf.RaggedTensor.from_row_splits(tf.gather(segment.flat_values, at), splits, validate=False)
 
 
 # === Rows ===
@@ -112,22 +117,21 @@ def pack(
         `token_ids` and `segment_ids` int32 `[B, T]`, `padding_mask` bool `[B, T]`. Segment ids are 0, 1, 2, ...;
         [CLS] belongs to the first segment, each [SEP] to the one it ends, padding has 0.
     """
-    one = tf.ones([segments[0].nrows(), 1], tf.int32)
-    ids: list[Any] = [one * cls_id]
-    lengths = []
-    for segment in segments:
-        ids += [segment, one * sep_id]
-        lengths.append(tf.cast(segment.row_lengths(), tf.int32) + 1)
-    row = tf.concat(ids, axis=1)
-    widths = tf.cast(row.row_lengths(), tf.int32)
-    longest = tf.reduce_max(tf.concat([widths, [2]], 0))  # a batch of 0 has no longest row
-    token_ids = row.to_tensor(default_value=pad_id)
-    token_ids = tf.pad(token_ids, [[0, 0], [0, longest - tf.shape(token_ids)[1]]], constant_values=pad_id)
-    column = tf.range(longest)[tf.newaxis, :]
-    padding_mask = column < widths[:, tf.newaxis]
-    ends = tf.cumsum(tf.stack(lengths, axis=1), axis=1) + 1  # [B, S], where each segment is over
-    past = column[:, :, tf.newaxis] >= ends[:, tf.newaxis, :-1]
-    segment_ids = tf.reduce_sum(tf.cast(past, tf.int32), axis=2) * tf.cast(padding_mask, tf.int32)
+    lengths = [tf.cast(segment.row_lengths(), tf.int32)[:, tf.newaxis] for segment in segments]
+    widths = tf.add_n(lengths) + 1 + len(segments)  # [B, 1]
+    column = tf.range(tf.reduce_max(tf.concat([widths[:, 0], [2]], 0)))[tf.newaxis, :]  # 0 rows have no longest one
+    padding_mask = column < widths
+    token_ids = tf.where(padding_mask, tf.where(column == 0, cls_id, sep_id), pad_id)
+    segment_ids = tf.zeros_like(token_ids)
+    begin: Any = 1
+    for number, (segment, length) in enumerate(zip(segments, lengths, strict=True)):
+        if number:
+            segment_ids += tf.cast(padding_mask & (column >= begin), tf.int32)
+        there = (column >= begin) & (column < begin + length)
+        at = tf.where(there, tf.cast(segment.row_starts(), tf.int32)[:, tf.newaxis] + column - begin, 0)
+        some = tf.concat([segment.flat_values, [pad_id]], 0)  # there may be no token at all
+        token_ids = tf.where(there, tf.gather(some, at), token_ids)
+        begin += length + 1
     return token_ids, segment_ids, padding_mask
 
 

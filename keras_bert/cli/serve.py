@@ -71,6 +71,6 @@ def in_sixteen_bits(models: Mapping[str, ModelConfig]) -> bool:
         base = Path(model.base_path)
         folders += [folder_of(base, version) for version in model.policy(versions(base))]
     try:
-        return all(read_manifest(folder).get("precision") == "bfloat16" for folder in folders)
+        return bool(folders) and all(read_manifest(folder).get("precision") == "bfloat16" for folder in folders)
     except CheckpointError:
         return False

@@ -92,6 +92,7 @@ def test_weights_are_kept_where_all_versions_are_ours_and_in_bfloat16(tmp_path):
     assert not in_sixteen_bits({"m": ModelConfig(str(tmp_path / "both"), latest(2))})
     assert in_sixteen_bits({name: models[name] for name in ("half", "both")})
     assert not in_sixteen_bits(models)
+    assert not in_sixteen_bits({"m": ModelConfig(str(tmp_path / "nowhere"))})
 
 
 def test_the_command_keeps_weights_before_anything_is_computed(tmp_path):
