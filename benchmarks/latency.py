@@ -250,7 +250,7 @@ def openvino(precision: str) -> Callable[[Path, int], Embed]:
 PEERS: dict[str, Callable[[Path, int], Embed]] = {
     "keras_bert": saved_model("float32"),
     "keras_bert bf16": saved_model("bfloat16"),
-    "keras_bert bf16, kept weights": saved_model("bfloat16", kept=True),
+    "keras_bert bf16 with kept weights": saved_model("bfloat16", kept=True),
     "keras_bert over HTTP": over_http("float32"),
     "keras_bert bf16 over HTTP": over_http("bfloat16"),
     "KerasHub": keras_hub,
