@@ -37,7 +37,9 @@ proofs: $(VENV)/.peers
 
 bench: bench-speed bench-tasks
 
-bench-speed: $(VENV)/.peers
+bench-speed bench-quick: export GARDEN_PYTHON = $(abspath $(VENV)-garden/bin/python)
+
+bench-speed: $(VENV)/.peers $(VENV)-garden/.done
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/pretraining_step.py
 	$(BIN)/python benchmarks/epoch.py
@@ -57,7 +59,7 @@ bench-tasks: $(VENV)/.peers models/zh
 	$(BIN)/python benchmarks/pretraining.py
 	$(BIN)/python benchmarks/scale.py
 
-bench-quick: $(VENV)/.peers
+bench-quick: $(VENV)/.peers $(VENV)-garden/.done
 	$(BIN)/python benchmarks/training_step.py --quick
 	$(BIN)/python benchmarks/latency.py --quick
 
@@ -100,6 +102,12 @@ $(VENV)/.peers: $(VENV)/.dev
 	$(BIN)/python -m pip install -q -e '.[peers]'
 	@touch $@
 
+# Model Garden brings Keras 2 and some thirty packages, so it has an environment of its own.
+$(VENV)-garden/.done: $(VENV)/.venv setup.py
+	$(PYTHON) -m venv $(VENV)-garden
+	$(VENV)-garden/bin/python -m pip install -q -e '.[garden]'
+	@touch $@
+
 $(VENV)-kaggle/.done: colab/kaggle.txt
 	$(KAGGLE_BASE) -m venv $(VENV)-kaggle
 	$(VENV)-kaggle/bin/python -m pip install -q -r colab/kaggle.txt
@@ -110,4 +118,4 @@ $(VENV)/.docs: $(VENV)/.venv setup.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-kaggle build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-kaggle $(VENV)-garden build dist *.egg-info
