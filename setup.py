@@ -23,6 +23,7 @@ extras = {
 extras["peers"] = [  # what benchmarks and proofs compare with
     *extras["onnx"],
     "bert-tensorflow==1.0.4",
+    "jax>=0.5",
     "keras-hub",
     "matplotlib>=3.8",
     "onnx>=1.16",

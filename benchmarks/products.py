@@ -7,8 +7,8 @@ in another form, and how fast are they elsewhere? The chain is that of all-MiniL
 query, key, value, output, inner and outer, with their biases, and nothing between; rows are tokens. `weights kept` is
 TF_ONEDNN_ASSUME_FROZEN_WEIGHTS, with which `keras-bert serve` runs models in bfloat16.
 
-Expected: kept weights ahead in bfloat16, no form clearly ahead in float32 at few rows and at many; ONNX Runtime well
-ahead at few.
+Expected: kept weights ahead in bfloat16 at few rows, no form clearly ahead in float32 at few and at many; ONNX Runtime
+well ahead at few.
 """
 
 import argparse

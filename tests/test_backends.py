@@ -53,3 +53,21 @@ def test_equal_on_pytorch(name, both):
     for key, value in here.items():
         assert there[key].dtype == value.dtype, key
         np.testing.assert_allclose(there[key], value, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.slow
+def test_a_step_on_jax_learns():
+    """The benchmark of accelerators on the processor: the network and the loss of pretraining, compiled by XLA."""
+    if find_spec("jax") is None:
+        pytest.skip(reason="jax is not installed (make proofs installs it)")
+    script = Path(__file__).parent.parent / "benchmarks" / "accelerator.py"
+    command = [sys.executable, script, "--cases=tiny-16", "--tokens=64", "--rounds=30"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[-1] == "there is no accelerator: nothing was written"
+    size, length, rows, *_, loss = said[0].split("  ")
+    assert (size, length, rows) == ("tiny", "16", "4")
+    first, last = map(float, loss.split(" to "))
+    assert 10 < first < 11  # ln 30522 is 10.3: nothing is known
+    assert last < first - 0.5
