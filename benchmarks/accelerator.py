@@ -18,30 +18,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pretraining_step import batch_of
 from scale import PEAKS, PREDICTED, SHAPES, Shape
 
 CASES = ("base-128", "base-512", "large-128", "large-512")
 DEVICES = PEAKS | {"NVIDIA H200": PEAKS["NVIDIA H100"], "TPU v5 lite": PEAKS["TPU v5e"]}
 """Peaks by the beginnings of the names that JAX gives devices."""
 RATE, DECAY = 1e-4, 0.01
-
-
-def rows(count: int, length: int, vocabulary: int) -> dict[str, Any]:
-    """A batch of full rows; the same number of each is masked."""
-    import numpy as np
-
-    random = np.random.default_rng(0)
-    ids = random.integers(5, vocabulary, (count, length), dtype="int32")
-    places = random.random((count, length)).argsort(axis=1)[:, : max(1, int(PREDICTED * length))]
-    positions = np.sort(places, axis=1).astype("int32")
-    return {
-        "token_ids": ids,
-        "segment_ids": ids * 0,
-        "padding_mask": ids > 0,
-        "masked_positions": positions,
-        "masked_ids": np.take_along_axis(ids, positions, axis=1),
-        "masked_weights": np.ones(positions.shape, "float32"),
-    }
 
 
 def step_of(size: str, count: int, length: int) -> Callable[[], float]:
@@ -71,7 +54,7 @@ def step_of(size: str, count: int, length: int) -> Callable[[], float]:
         return (trained, others, slots), loss
 
     compiled = jax.jit(update, donate_argnums=0)
-    batch = jax.device_put(rows(count, length, config.vocab_size))
+    batch = jax.device_put(batch_of(count, length, max(1, int(PREDICTED * length))))
     # Copies: what is handed over is given up, and these are the values of Keras' variables.
     kept = (network.trainable_variables, network.non_trainable_variables, optimizer.variables)
     state = jax.tree.map(lambda x: x.copy(), tuple([v.value for v in variables] for variables in kept))

@@ -11,6 +11,7 @@ Expected: faster than every peer at either precision.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from training_step import (
     DECAY,
@@ -30,24 +31,22 @@ from training_step import (
 MASKED = 20
 
 
-def rows(batch: int, length: int) -> tuple:
-    """Token ids `[batch, length]`, all of them words; positions that are masked and what was there, `[batch, 20]`."""
+def rows(batch: int, length: int, masked: int = MASKED) -> tuple:
+    """Token ids `[batch, length]`, all words; positions that are masked and what was there, `[batch, masked]`."""
     import numpy as np
 
     random = np.random.default_rng(0)
     ids = random.integers(1000, VOCABULARY, (batch, length))
-    positions = np.sort(np.stack([random.permutation(length)[:MASKED] for _ in range(batch)]))
+    positions = np.sort(np.stack([random.permutation(length)[:masked] for _ in range(batch)]))
     return ids, positions, np.take_along_axis(ids, positions, 1)
 
 
-def ours(size: str, length: int, precision: str) -> Step:
+def batch_of(count: int, length: int, masked: int = MASKED) -> dict[str, Any]:
+    """These rows as our networks of pretraining take them."""
     import numpy as np
 
-    from keras_bert.pretrain.objectives import PretrainNetwork
-    from keras_bert.pretrain.training import Pretraining
-
-    ids, positions, words = (x.astype("int32") for x in rows(SIZES[size][-1], length))
-    batch = {
+    ids, positions, words = (x.astype("int32") for x in rows(count, length, masked))
+    return {
         "token_ids": ids,
         "segment_ids": ids * 0,
         "padding_mask": ids > 0,
@@ -55,6 +54,13 @@ def ours(size: str, length: int, precision: str) -> Step:
         "masked_ids": words,
         "masked_weights": np.ones(words.shape, "float32"),
     }
+
+
+def ours(size: str, length: int, precision: str) -> Step:
+    from keras_bert.pretrain.objectives import PretrainNetwork
+    from keras_bert.pretrain.training import Pretraining
+
+    batch = batch_of(SIZES[size][-1], length)
     shape = encoder_of(size)
     return repeated(lambda policy: Pretraining(PretrainNetwork(shape, 0, dtype=policy)), batch, precision)
 

@@ -68,6 +68,18 @@ def test_no_group_is_wider_than_its_longest_row(network):
     assert seen == [(2, 61), (4, 6)]
 
 
+@pytest.mark.parametrize(("rows", "group"), [(4, 2), (8, 2), (16, 4), (40, 8)], ids=["few", "low", "share", "many"])
+def test_a_group_has_a_quarter_of_the_batch_within_bounds(rows, group):
+    seen = []
+
+    def run(rows):
+        seen.append(tuple(rows["token_ids"].shape))
+        return {"logits": tf.zeros([tf.shape(rows["token_ids"])[0], 2])}
+
+    by_length(run, batch(*(8,) * rows), {"logits": OUTPUTS["logits"]}, (16, 64))
+    assert seen == [(group, 8)] * (rows // group)
+
+
 def test_rows_with_holes_keep_all_their_tokens(run):
     features = batch(12, 30, 8)
     mask = features["padding_mask"].numpy()

@@ -254,7 +254,7 @@ def test_a_loader_gives_what_this_process_gives(loader, name, expected, loaded):
 
 @pytest.mark.parametrize("name", ["windows"])
 def test_kept_copies_of_weights_give_the_same(name, models, requests, expected, tmp_path):
-    """One kernel, first used for rows of one text and then for those of many: the copy of its weights fits both."""
+    """One kernel, first used for rows of many texts and then for those of one: the copy of its weights fits both."""
     found = ask_loaders({name: (str(models[name]), requests[name])}, tmp_path, **{FROZEN: "1"})
     for loader in ("v1", "v2"):
         for answer, wanted in zip(found[loader][name], expected[name], strict=False):
