@@ -61,7 +61,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["keras_bert", "keras_bert.*"]),
-    package_data={"keras_bert": ["py.typed", "samples/*", "unicode/*", "server_ops.txt"]},
+    package_data={"keras_bert": ["py.typed", "samples/*", "text/unicode/*", "serving/server_ops.txt"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=1.4",

@@ -44,10 +44,10 @@ def checkpoint() -> Path:
 def ours(precision: str, learn: bool = True, by_length: bool = False) -> Callable[[Texts, Labels, int], Part]:
     def build(texts: Texts, labels: Labels, size: int) -> Part:
         from keras_bert import Bert, OptimizerConfig, TrainConfig
-        from keras_bert.data import Examples
-        from keras_bert.heads import Network
-        from keras_bert.trainer import Trainer
-        from keras_bert.training import HeadTask, LabelledRows
+        from keras_bert.data.batches import Examples
+        from keras_bert.tasks.network import Network
+        from keras_bert.training.finetune import HeadTask, LabelledRows
+        from keras_bert.training.step import Trainer
 
         bert = Bert.from_checkpoint(checkpoint(), labels=["0", "1"], max_seq_length=LENGTH, seed=SEED)
         config = TrainConfig(train_batch_size=BATCH, seed=SEED, mixed_precision=precision)
@@ -111,7 +111,7 @@ def hugging_face(bf16: bool, by_length: bool = False) -> Callable[[Texts, Labels
         lengths = np.array([len(ids) for ids in encoded])
 
         def order() -> Iterator[Any]:
-            from keras_bert.data import batches_at_random
+            from keras_bert.data.batches import batches_at_random
 
             for epoch in itertools.count():
                 yield from batches_at_random(len(encoded), BATCH, SEED, epoch, lengths if by_length else None)

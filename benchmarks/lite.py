@@ -34,7 +34,7 @@ def forms(bert: Any, folder: Path) -> dict[str, tuple[float, Ask]]:
     import tensorflow as tf
     import tensorflow_text
 
-    from keras_bert import lite, onnx, portable
+    from keras_bert.portable import lite, onnx, portable
 
     saved = bert.export(folder / "saved")
     model = tf.saved_model.load(str(saved))

@@ -46,8 +46,8 @@ def common(folder: Path):
 
     from keras_bert.config import SIZES, MaskingConfig, TrainConfig
     from keras_bert.pretrain.reader import Corpus
-    from keras_bert.pretrain.training import Rows
-    from keras_bert.vocabulary import read_vocabulary
+    from keras_bert.pretrain.run import Rows
+    from keras_bert.text.vocabulary import read_vocabulary
 
     vocabulary = read_vocabulary(folder / "vocab.txt")
     shape = dataclasses.replace(SIZES["mini"], vocab_size=len(vocabulary), max_positions=LENGTH, activation="gelu_tanh")
@@ -62,7 +62,7 @@ def held_out(rows):
     import numpy as np
     import tensorflow as tf
 
-    from keras_bert.pretrain.training import EVALUATION_EPOCH
+    from keras_bert.pretrain.run import EVALUATION_EPOCH
 
     for records, _, indices in rows.corpus.in_order(64, EVAL_ROWS):
         yield rows.features(tf.constant(records), np.full_like(indices, EVALUATION_EPOCH), indices, fixed=True)
@@ -74,8 +74,8 @@ def ours(folder: Path, steps: int) -> None:
 
     from keras_bert.config import OptimizerConfig
     from keras_bert.pretrain.objectives import PretrainNetwork
-    from keras_bert.pretrain.training import Pretraining
-    from keras_bert.trainer import Trainer
+    from keras_bert.pretrain.run import Pretraining
+    from keras_bert.training.step import Trainer
 
     _, shape, config, (train, held) = common(folder)
     optimizer = OptimizerConfig(learning_rate=RATE, warmup_proportion=WARMUP)

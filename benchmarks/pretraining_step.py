@@ -58,7 +58,7 @@ def batch_of(count: int, length: int, masked: int = MASKED) -> dict[str, Any]:
 
 def ours(size: str, length: int, precision: str) -> Step:
     from keras_bert.pretrain.objectives import PretrainNetwork
-    from keras_bert.pretrain.training import Pretraining
+    from keras_bert.pretrain.run import Pretraining
 
     batch = batch_of(SIZES[size][-1], length)
     shape = encoder_of(size)

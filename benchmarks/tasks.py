@@ -32,10 +32,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keras_bert import metrics
 from keras_bert.config import DataConfig
-from keras_bert.data import Rows, read, split
-from keras_bert.readers import Reading, draw_masks, encode_choices, encode_words, find_types, read_labelled
+from keras_bert.data.choices import encode_choices
+from keras_bert.data.entities import find_types
+from keras_bert.data.faults import Reading
+from keras_bert.data.masked import draw_masks, encode_words
+from keras_bert.data.readers import read_labelled
+from keras_bert.data.splits import split
+from keras_bert.data.tables import Table, read
+from keras_bert.tasks import metrics
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 WARMUP, DECAY, CLIP, EPSILON = 0.1, 0.01, 1.0, 1e-6
@@ -67,7 +72,7 @@ class Task:
 
     title: str
     kind: str
-    read: Callable[[Path], tuple[Rows, Rows]]
+    read: Callable[[Path], tuple[Table, Table]]
     shown: tuple[str, ...]
     data: DataConfig = field(default_factory=DataConfig)
     rows: int = 0
@@ -85,23 +90,23 @@ class Task:
     seeds: int = 3
 
 
-def spread(rows: Rows, count: int) -> Rows:
+def spread(rows: Table, count: int) -> Table:
     """`count` rows, evenly from all; 0 is all."""
     size = min(count or len(rows), len(rows))
     return rows.take(i * len(rows) // size for i in range(size))
 
 
-def labelled(kind: str, data: DataConfig, *files: str) -> Callable[[Path], tuple[Rows, Rows]]:
+def labelled(kind: str, data: DataConfig, *files: str) -> Callable[[Path], tuple[Table, Table]]:
     """A file to train on and one to evaluate."""
 
-    def rows(folder: Path) -> tuple[Rows, Rows]:
+    def rows(folder: Path) -> tuple[Table, Table]:
         train, held = (read_labelled(kind, folder / file, data, QUIET) for file in files)
         return train, held
 
     return rows
 
 
-def questions(folder: Path) -> tuple[Rows, Rows]:
+def questions(folder: Path) -> tuple[Table, Table]:
     """SQuAD 2.0: every fifth article is held out."""
     path = folder / "squad2_part" / "dev-v2.0.json"
     articles = json.loads(path.read_text("utf-8"))["data"]
@@ -111,37 +116,37 @@ def questions(folder: Path) -> tuple[Rows, Rows]:
     return rows.take(i for i, h in enumerate(held) if not h), rows.take(i for i, h in enumerate(held) if h)
 
 
-def commonsense(folder: Path) -> tuple[Rows, Rows]:
+def commonsense(folder: Path) -> tuple[Table, Table]:
     """CommonsenseQA: the last fifth of its development set is held out; its training set is not here."""
     rows = read_labelled("choice", folder / "commonsenseqa" / "dev_rand_split.jsonl", DataConfig(), QUIET)
     cut = len(rows) * 4 // 5
     return rows.take(range(cut)), rows.take(range(cut, len(rows)))
 
 
-def headless(names: Sequence[str], *files: str) -> Callable[[Path], tuple[Rows, Rows]]:
+def headless(names: Sequence[str], *files: str) -> Callable[[Path], tuple[Table, Table]]:
     """Tab-separated files without a header."""
 
-    def table(path: Path) -> Rows:
+    def table(path: Path) -> Table:
         lines = path.read_text("utf-8").rstrip("\n").split("\n")
         columns = dict(zip(names, map(list, zip(*(line.split("\t") for line in lines), strict=True)), strict=True))
-        return Rows(columns, [str(path)] * len(lines), list(range(1, len(lines) + 1)))
+        return Table(columns, [str(path)] * len(lines), list(range(1, len(lines) + 1)))
 
-    def rows(folder: Path) -> tuple[Rows, Rows]:
+    def rows(folder: Path) -> tuple[Table, Table]:
         train, held = (table(folder / file) for file in files)
         return train, held
 
     return rows
 
 
-def encyclopedia(folder: Path) -> tuple[Rows, Rows]:
+def encyclopedia(folder: Path) -> tuple[Table, Table]:
     """Chinese Wikipedia: the lines of 20 to 100 characters of the last file, which the model has not read."""
     lines = (folder / "raw_zh" / "zhwiki_05.txt").read_text("utf-8").split("\n")
     found = {n: line for n, line in enumerate(lines, 1) if 20 <= len(line) <= 100 and not line.startswith("<")}
-    rows = Rows({"text": [*found.values()]}, ["zhwiki_05.txt"] * len(found), [*found])
+    rows = Table({"text": [*found.values()]}, ["zhwiki_05.txt"] * len(found), [*found])
     return rows.take([]), rows
 
 
-def tweets(folder: Path) -> tuple[Rows, Rows]:
+def tweets(folder: Path) -> tuple[Table, Table]:
     """Kaggle's Disaster Tweets: a fifth is held out, copies of a tweet on one side."""
     rows = read(folder / "disaster_tweets" / "train.csv", ["text", "target"])
     kept, held = split([text.strip().casefold() for text in rows["text"]], rows["target"], 0.2, 1)
@@ -250,8 +255,8 @@ class Job:
     """What a run gets: a task in its final sizes, its rows, the values of its labels, checkpoint and seed."""
 
     task: Task
-    train: Rows
-    held: Rows
+    train: Table
+    held: Table
     labels: tuple[str, ...]
     checkpoint: Path
     seed: int
@@ -341,8 +346,8 @@ SCORES: dict[str, Callable[[Job, Found], dict[str, float]]] = {
 
 def masked_wordpiece(job: Job) -> Any:
     """The checkpoint's tokenizer in plain Python."""
-    from keras_bert import checkpoints
-    from keras_bert.wordpiece import WordPiece
+    from keras_bert.checkpoints import checkpoints
+    from keras_bert.text.wordpiece import WordPiece
 
     found = checkpoints.open_checkpoint(job.checkpoint)
     return WordPiece(found.vocabulary, checkpoints.text_config(found, {}).do_lower_case, "hf", ("[MASK]",))
@@ -358,7 +363,7 @@ def tags_of(text: str, entities: Sequence[tuple[int, int, str]]) -> list[str]:
     return tags
 
 
-def gold_tags(rows: Rows) -> Iterator[list[str]]:
+def gold_tags(rows: Table) -> Iterator[list[str]]:
     """The right tags of each text."""
     return (tags_of(text, entities) for text, entities in zip(rows["text"], rows["label"], strict=True))
 
@@ -369,9 +374,9 @@ def gold_tags(rows: Rows) -> Iterator[list[str]]:
 def ours(job: Job, precision: str = "none") -> Found:
     """What keras_bert finds, trained as `keras-bert finetune` does."""
     from keras_bert import Bert, OptimizerConfig, TrainConfig
-    from keras_bert.heads import Network
-    from keras_bert.trainer import Trainer
-    from keras_bert.training import HeadTask, LabelledRows
+    from keras_bert.tasks.network import Network
+    from keras_bert.training.finetune import HeadTask, LabelledRows
+    from keras_bert.training.step import Trainer
 
     task = job.task
     # Vectors are of single texts.
@@ -508,7 +513,7 @@ class HuggingFace:
         """One encoded row."""
         return dict(self.tokenizer(*texts, truncation=True, max_length=self.job.task.length, **options))
 
-    def examples(self, rows: Rows) -> list[Example]:
+    def examples(self, rows: Table) -> list[Example]:
         """Encoded rows with what is to be learnt of them."""
         raise NotImplementedError
 
@@ -576,7 +581,7 @@ class Classification(HuggingFace):
     def options(self) -> dict[str, Any]:
         return {"num_labels": len(self.job.labels)}
 
-    def examples(self, rows: Rows) -> list[Example]:
+    def examples(self, rows: Table) -> list[Example]:
         texts = zip(*(rows[column] for column in self.job.texts), strict=True)
         labels = map(self.job.labels.index, rows[self.job.task.data.label_column])
         return [Example([self.tokens(*row)], {"labels": label}) for row, label in zip(texts, labels, strict=True)]
@@ -585,7 +590,7 @@ class Classification(HuggingFace):
 class Choices(HuggingFace):
     model_class = "BertForMultipleChoice"
 
-    def examples(self, rows: Rows) -> list[Example]:
+    def examples(self, rows: Table) -> list[Example]:
         labels = encode_choices(rows, self.job.task.data).tolist()
         return [
             Example([self.tokens(text, choice) for choice in choices], {"labels": label})
@@ -605,7 +610,7 @@ class Tags(HuggingFace):
     def options(self) -> dict[str, Any]:
         return {"num_labels": len(self.names)}
 
-    def examples(self, rows: Rows) -> list[Example]:
+    def examples(self, rows: Table) -> list[Example]:
         ids = {name: i for i, name in enumerate(self.names)}
         found = []
         for text, tags in zip(rows["text"], gold_tags(rows), strict=True):
@@ -632,7 +637,7 @@ class Answers(HuggingFace):
 
     model_class = "BertForQuestionAnswering"
 
-    def examples(self, rows: Rows) -> list[Example]:
+    def examples(self, rows: Table) -> list[Example]:
         found = []
         for i, (question, passage, answers) in enumerate(
             zip(rows["text"], rows["text_pair"], rows["label"], strict=True)
@@ -689,7 +694,7 @@ class Vectors(HuggingFace):
 
     model_class = "BertModel"
 
-    def examples(self, rows: Rows) -> list[Example]:
+    def examples(self, rows: Table) -> list[Example]:
         return [Example([self.tokens(text)], {}) for column in self.job.texts for text in rows[column]]
 
     def found(self, held: list[Example]) -> Found:
@@ -708,7 +713,7 @@ class Masks(HuggingFace):
 
     model_class = "BertForMaskedLM"
 
-    def examples(self, rows: Rows) -> list[Example]:
+    def examples(self, rows: Table) -> list[Example]:
         return [Example([self.tokens(text)], {}) for text in rows[self.job.task.data.text_column]]
 
     def found(self, held: list[Example]) -> Found:

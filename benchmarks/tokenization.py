@@ -46,7 +46,7 @@ def peers(pieces: list[str]) -> dict[str, Callable[[list[list[str]]], int]]:
     import tensorflow_text
     import tokenizers
 
-    from keras_bert.tokenizer import Tokenizer
+    from keras_bert.text.tokenizer import Tokenizer
 
     ours = Tokenizer(pieces, True, special_tokens=SPECIAL)
     usable = [p if p.strip() not in ("", "##") else f"[no piece {i}]" for i, p in enumerate(pieces)]
@@ -94,7 +94,7 @@ def measure(lines: list[str], pieces: list[str], rounds: int) -> dict[str, tuple
 
 def build_seconds(pieces: list[str]) -> list[float]:
     """Seconds to make our tokenizer the first time in a process, and after that with the table at hand."""
-    from keras_bert.tokenizer import Tokenizer
+    from keras_bert.text.tokenizer import Tokenizer
 
     found = []
     for _ in range(2):

@@ -57,7 +57,7 @@ def repeated(make: Callable[[str | None], Any], batch: Any, precision: str) -> S
     import tensorflow as tf
 
     from keras_bert import OptimizerConfig, TrainConfig
-    from keras_bert.trainer import Trainer
+    from keras_bert.training.step import Trainer
 
     config = TrainConfig(
         mixed_precision="none" if precision == "float32" else precision,
@@ -84,8 +84,8 @@ def repeated(make: Callable[[str | None], Any], batch: Any, precision: str) -> S
 
 def ours(size: str, length: int, precision: str) -> Step:
     from keras_bert.config import HeadConfig
-    from keras_bert.heads import Network
-    from keras_bert.training import HeadTask
+    from keras_bert.tasks.network import Network
+    from keras_bert.training.finetune import HeadTask
 
     shape, head, count = encoder_of(size), HeadConfig(labels=("0", "1")), SIZES[size][-1]
     ids, mask, labels = rows(count, length)

@@ -9,8 +9,9 @@
 The names below are the public ones. They are imported when first used, so `import keras_bert` is instant.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from keras_bert.rooms import exported
 
 __version__ = "0.1.0"
 
@@ -23,30 +24,21 @@ if TYPE_CHECKING:
     from keras_bert.config import OptimizerConfig as OptimizerConfig
     from keras_bert.config import TextConfig as TextConfig
     from keras_bert.config import TrainConfig as TrainConfig
-    from keras_bert.encoder import Encoder as Encoder
     from keras_bert.errors import KerasBertError as KerasBertError
-    from keras_bert.text import Text as Text
+    from keras_bert.model.encoder import Encoder as Encoder
+    from keras_bert.text.text import Text as Text
 
-_HOMES = {
-    "Bert": "bert",
-    "Encoder": "encoder",
-    "EncoderConfig": "config",
-    "FinetuneConfig": "config",
-    "HeadConfig": "config",
-    "KerasBertError": "errors",
-    "OptimizerConfig": "config",
-    "SIZES": "config",
-    "Text": "text",
-    "TextConfig": "config",
-    "TrainConfig": "config",
-}
-__all__ = [*sorted(_HOMES), "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'keras_bert' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"keras_bert.{_HOMES[name]}"), name)
+__getattr__, _names = exported(
+    __name__,
+    {
+        "bert": "Bert",
+        "config": "EncoderConfig FinetuneConfig HeadConfig OptimizerConfig SIZES TextConfig TrainConfig",
+        "errors": "KerasBertError",
+        "model": "Encoder",
+        "text": "Text",
+    },
+)
+__all__ = [*_names(), "__version__"]
 
 
 def __dir__() -> list[str]:

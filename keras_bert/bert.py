@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bert import checkpoints, readers, rules, serving, training
-from keras_bert.answers import ANSWERS
+from keras_bert import rules
+from keras_bert.checkpoints import checkpoints
 from keras_bert.config import (
     PAIRED,
     DataConfig,
@@ -25,24 +25,27 @@ from keras_bert.config import (
     from_dict,
     to_dict,
 )
-from keras_bert.data import (
-    Examples,
-    Rows,
-    batches_in_order,
-    encode_labels,
-    encoded,
-    filled,
-    hold_out,
-    lengths,
-    segment_columns,
-)
+from keras_bert.data import entities, masked, questions
+from keras_bert.data.batches import Examples, batches_in_order, encoded, filled, lengths
+from keras_bert.data.choices import encode_choices
+from keras_bert.data.labels import encode_labels
+from keras_bert.data.pairs import encode_pairs
+from keras_bert.data.splits import hold_out, segment_columns
+from keras_bert.data.tables import Table
 from keras_bert.errors import CheckpointError, ConfigError, DataError
-from keras_bert.heads import HEADS, Network, Words
 from keras_bert.progress import Progress
-from keras_bert.runs import locked
-from keras_bert.text import Text
-from keras_bert.vocabulary import MASK
-from keras_bert.wordpiece import WordPiece
+from keras_bert.serving import export, signatures
+from keras_bert.serving.served import MERGED, Served
+from keras_bert.serving.signatures import signatures_of
+from keras_bert.tasks.answers import ANSWERS
+from keras_bert.tasks.head import Words
+from keras_bert.tasks.network import HEADS, Network
+from keras_bert.text.text import Text
+from keras_bert.text.vocabulary import MASK
+from keras_bert.text.wordpiece import WordPiece
+from keras_bert.training import loop
+from keras_bert.training.finetune import Result, fit
+from keras_bert.training.states import locked
 
 
 class Bert:
@@ -59,7 +62,7 @@ class Bert:
 
     Attributes:
         text: `text.Text`, strings to features.
-        network: `heads.Network`, a plain `keras.Model`: features to logits.
+        network: `network.Network`, a plain `keras.Model`: features to logits.
         data: the columns that the `keras-bert` commands read.
         windows: how long texts are read, where a call does not say.
         report: what loading filled, and what it left new.
@@ -184,7 +187,7 @@ class Bert:
         progress: Any = sys.stderr,
         finetune: FinetuneConfig | None = None,
         choices: Sequence[Sequence[str]] | None = None,
-    ) -> training.Result:
+    ) -> Result:
         """Fine-tune the whole network; afterwards it has the weights of the best epoch.
 
         Args:
@@ -218,21 +221,21 @@ class Bert:
             held_out = self._rows(*evaluation)
         folder = None if model_dir is None else Path(model_dir)
         with locked(folder) if folder else contextlib.nullcontext():
-            keeping = training.Keeping(folder)
+            keeping = loop.Keeping(folder)
             optimizer = optimizer or OptimizerConfig()
             return self.fit_rows(rows, held_out, config, optimizer, keeping, progress, finetune=finetune)
 
     def fit_rows(
         self,
-        train: Rows,
-        evaluation: Rows,
+        train: Table,
+        evaluation: Table,
         config: TrainConfig,
         optimizer: OptimizerConfig,
-        keeping: training.Keeping,
+        keeping: loop.Keeping,
         progress: Any,
-        say: training.Say | None = None,
+        say: loop.Say | None = None,
         finetune: FinetuneConfig | None = None,
-    ) -> training.Result:
+    ) -> Result:
         """`fit` for rows of files, with the columns named by `data`.
 
         Raises:
@@ -265,7 +268,7 @@ class Bert:
             cut = int((text.tokenize(train[label]).row_lengths() >= most).numpy().sum())
             if cut:
                 say(f"warning: {cut} of {len(train)} targets have more than {most - 1} tokens and are cut")
-        result = training.fit(
+        result = fit(
             self.network,
             text,
             self.examples(train),
@@ -282,7 +285,7 @@ class Bert:
         self._answer = {}
         return result
 
-    def examples(self, rows: Rows, labelled: bool = True) -> Examples:
+    def examples(self, rows: Table, labelled: bool = True) -> Examples:
         """The rows' texts, and their labels as numbers.
 
         Raises:
@@ -293,7 +296,7 @@ class Bert:
         if not labelled:
             return Examples(segments)
         if self.network.head.config.task == "generate":
-            targets = readers.targets(rows, self.data)
+            targets = masked.targets(rows, self.data)
             return Examples((*segments, targets), np.zeros(len(rows), np.int32), targets)
         return Examples(segments, *encoded_labels(rows, self.data, self.network.head.config, self.text))
 
@@ -335,7 +338,7 @@ class Bert:
         return [answer(row) | {"truncated": bool(row["truncated"])} for row in rows]
 
     def evaluate(
-        self, rows: Rows, batch_size: int = 64, progress: Any = None, windows: WindowConfig | None = None
+        self, rows: Table, batch_size: int = 64, progress: Any = None, windows: WindowConfig | None = None
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Metrics of the model on labelled rows, and what `arrays` gives for them.
 
@@ -358,7 +361,7 @@ class Bert:
         windows: WindowConfig | None = None,
         choices: Sequence[Sequence[str]] | None = None,
     ) -> dict[str, np.ndarray]:
-        """What `serving.Served.answer` gives for the texts, as NumPy arrays with one row a text, in their order."""
+        """What `served.Served.answer` gives for the texts, as NumPy arrays with one row a text, in their order."""
         return self.arrays_of(Examples(self._texts(texts, text_pairs, choices)), batch_size, progress, windows)
 
     def arrays_of(
@@ -399,7 +402,7 @@ class Bert:
     def _has(self, name: str) -> None:
         """Raises ConfigError where the model has no signature of this name."""
         task = self.network.head.config.task
-        if name not in serving.signatures_of(task, 1 + len(self.others)):
+        if name not in signatures.table_of(task, 1 + len(self.others)):
             raise ConfigError(f"a model for {task} has no {name}; take the task embed or similarity")
         if self.pair and self.network.head.reads == "row":
             raise ConfigError(f"this model for {task} reads pairs as one row; take the task embed")
@@ -417,8 +420,8 @@ class Bert:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         windows = windows or self.windows
         if (windows, name) not in self._answer:
-            served = serving.Served(self.text, self.network, self.pair, windows, self.others)
-            self._answer[windows, name] = served.signatures()[name]
+            served = Served(self.text, self.network, self.pair, windows, self.others)
+            self._answer[windows, name] = signatures_of(served)[name]
         asked = self._answer[windows, name]
         with Progress("predict", len(examples), progress) as bar:
             for batch in self._batches(examples, batch_size, windows) or [np.zeros(0, np.int64)]:
@@ -448,9 +451,9 @@ class Bert:
         checkpoints.save(path, self.network, self.text.vocabulary, self.text.config, self.data, notes, windows)
 
     def export(self, export_dir: str | Path, version: int | None = None, **options: Any) -> Path:
-        """Write a SavedModel that takes strings to `export_dir/VERSION`; for the options see `serving.export`."""
+        """Write a SavedModel that takes strings to `export_dir/VERSION`; for the options see `export.export`."""
         options |= {"windows": options.get("windows") or self.windows, "others": self.others}
-        return serving.export(self.text, self.network, self.pair, export_dir, version, **options)
+        return export.export(self.text, self.network, self.pair, export_dir, version, **options)
 
     def _rows(
         self,
@@ -458,7 +461,7 @@ class Bert:
         labels: Sequence[Any] | None,
         pairs: Sequence[str] | None = None,
         choices: Sequence[Sequence[str]] | None = None,
-    ) -> Rows:
+    ) -> Table:
         segments = self._texts(texts, pairs, choices)
         head = self.network.head
         columns: dict[str, list[Any]] = dict(zip(segment_columns(self.data, head.config.task), segments, strict=True))
@@ -472,7 +475,7 @@ class Bert:
             raise DataError(f"texts and labels must be equally many, got {sizes}")
         if not segments[0]:
             raise DataError("there are no texts; training and evaluation need at least one row each")
-        return Rows(columns, ["row"] * len(segments[0]), list(range(1, len(segments[0]) + 1)))
+        return Table(columns, ["row"] * len(segments[0]), list(range(1, len(segments[0]) + 1)))
 
     def _texts(
         self,
@@ -508,7 +511,7 @@ class Ensemble(Bert):
     def __init__(self, members: Sequence[Bert]) -> None:
         first, labels = members[0], {member.labels for member in members}
         super().__init__(first.text, first.network, first.data, first.windows)
-        choose(serving.MERGED, self.network.head.config.task, "task of several models")
+        choose(MERGED, self.network.head.config.task, "task of several models")
         if len(labels) > 1:
             raise ConfigError(f"models with different labels cannot answer together: {sorted(labels)}")
         for member in members[1:]:
@@ -525,24 +528,24 @@ class Ensemble(Bert):
         raise ConfigError(f"{1 + len(self.others)} models cannot be saved as one; save each of them")
 
 
-def encoded_labels(rows: Rows, data: DataConfig, head: HeadConfig, text: Text) -> tuple[Any, Any]:
-    """Labels and references of `data.Examples`.
+def encoded_labels(rows: Table, data: DataConfig, head: HeadConfig, text: Text) -> tuple[Any, Any]:
+    """Labels and references of `batches.Examples`.
 
     Raises:
         DataError: a label cannot be used; the file and line are named.
     """
     if head.task == "tag":
-        return readers.encode_entities(rows, data, head.labels), None
+        return entities.encode_entities(rows, data, head.labels), None
     if head.task == "choice":
-        return readers.encode_choices(rows, data), None
+        return encode_choices(rows, data), None
     if head.task == "similarity":
-        return readers.encode_pairs(rows, data, head.max_score), None
+        return encode_pairs(rows, data, head.max_score), None
     if head.task == "fill_mask":
-        return readers.encode_words(rows, data, wordpiece(text)), None
+        return masked.encode_words(rows, data, wordpiece(text)), None
     if head.task == "span":
         passages = encoded(rows[data.text_pair_column])
         golds = [[text for _, text in answers] for answers in rows[data.label_column]]
-        return readers.encode_answers(rows, data), list(zip(passages, golds, strict=True))
+        return questions.encode_answers(rows, data), list(zip(passages, golds, strict=True))
     return encode_labels(rows, data.label_column, head.task, head.labels), None
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 from conftest import TINY
 
-from keras_bert.encoder import Encoder, Rows
-from keras_bert.masks import attention_mask
+from keras_bert.model.encoder import Encoder, Rows
+from keras_bert.model.masks import attention_mask
 
 TOLERANCE = 1e-5
 ROUNDING = {"mixed_bfloat16": 0.2, "mixed_float16": 0.03}

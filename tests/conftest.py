@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bert import Bert, EncoderConfig, HeadConfig, Text, TextConfig
-from keras_bert.heads import Network
+from keras_bert.tasks.network import Network
 
 # Two logical devices, so that mirrored training is tested for real on one processor; not in a worker of many.
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -61,7 +61,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from keras_bert.checkpoints import TABLES
+    from keras_bert.checkpoints.checkpoints import TABLES
 
     folder = tmp_path_factory.mktemp("tiny_checkpoint")
     bert = tiny_bert()

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_bert.config import FEATURES, EncoderConfig, HeadConfig
-from keras_bert.heads import Network
+from keras_bert.tasks.network import Network
 
 ENCODER = {
     "vocab_size": 60,

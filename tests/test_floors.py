@@ -1,6 +1,7 @@
-"""The floors of the package: a module imports from lower floors only, and few of them know TensorFlow."""
+"""The rooms of the package and their floors, as BUILD.md draws them: a room imports from lower floors only."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,32 +10,31 @@ import pytest
 import keras_bert
 
 PACKAGE = "keras_bert"
-FLOORS = {
-    **dict.fromkeys(("config", "errors", "files", "kernels", "progress", "rules", "vocabulary"), 1),
-    **dict.fromkeys(("double_array", "normalization", "packing", "plan", "protos", "tags"), 1),
-    **dict.fromkeys(("formats", "masks", "metrics", "optimizers", "positions", "runs", "strategies", "wordpiece"), 2),
-    **dict.fromkeys(
-        ("golden", "grouping", "hardware", "op_check", "spans", "tagging", "trial", "versions", "warmup"), 2
-    ),
-    **dict.fromkeys(("answers", "data", "encoder", "hub", "manifest", "tokenizer", "trainer", "vocab_learning"), 3),
-    **dict.fromkeys(("checkpoints", "conversion", "heads", "predictions", "readers", "text"), 4),
-    **dict.fromkeys(("lite", "report", "serving", "training"), 5),
-    **dict.fromkeys(("bert", "pretrain", "server"), 6),
-    **dict.fromkeys(("__main__", "cli"), 7),
-    **{"words": 2, "generation": 3},
-    **{"readout": 2, "similarity": 3},
-    **{"portable": 3, "onnx": 5},
-}
-"""Each module, and each folder as a whole; the package's own `__init__` imports on first use and is exempt."""
-
-GROUND = {"errors": 0, "config": 1}  # the order inside floor 1; the others there come after these two
+BUILD = Path(__file__).parents[1] / "BUILD.md"
+ROW = re.compile(r"\| (\d) \| (`[^|]+`) \| [^|]+ \| (yes|no) \|")
 OUTSIDE = {"export", "colab", "benchmarks", "tests"}
-WITHOUT_TENSORFLOW = {
-    *("config", "encoder", "errors", "heads", "kernels", "masks", "metrics", "positions", "progress", "rules"),
-    *("answers", "normalization", "predictions", "readers", "report", "spans", "tagging", "tags", "vocabulary"),
-    *("onnx", "readout", "similarity", "wordpiece", "words"),
-}
-MAY_INSIDE_FUNCTIONS = {"kernels"}
+WITHOUT_TENSORFLOW = {"text/normalization", "text/vocabulary", "text/wordpiece", "text/learning", "portable/onnx"}
+"""Files that do without, in rooms that do not."""
+MAY_INSIDE_FUNCTIONS = {"model/kernels", "data/batches"}
+
+
+def drawn(text: str) -> tuple[dict[str, int], set[str]]:
+    """The floor of each room that BUILD.md draws, and the rooms that never import TensorFlow.
+
+    A room, or a module beside the rooms, is one unit. The units of the lowest floor stand in order: each may import
+    those left of it.
+    """
+    floors: dict[str, int] = {}
+    without: set[str] = set()
+    for number, names, tensorflow in ROW.findall(text):
+        units = re.findall(r"`(\w+)`", names)
+        for place, unit in enumerate(units):
+            floors[unit] = int(number) * 100 + (place if number == "1" else 0)
+        without |= set(units) if tensorflow == "no" else set()
+    return floors, without
+
+
+FLOORS, NEVER = drawn(BUILD.read_text("utf-8"))
 
 
 def imports(path: Path, package: list[str]) -> Iterator[tuple[int, bool, list[str]]]:
@@ -46,7 +46,7 @@ def imports(path: Path, package: list[str]) -> Iterator[tuple[int, bool, list[st
                 yield from ((child.lineno, inside, alias.name.split(".")) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 base = package[: len(package) + 1 - child.level] if child.level else []
-                base = base + (child.module or "").split(".") * bool(child.module)
+                base = [*base, *(child.module.split(".") if child.module else ())]
                 yield from ((child.lineno, inside, [*base, alias.name]) for alias in child.names)
             yield from walk(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
 
@@ -54,10 +54,15 @@ def imports(path: Path, package: list[str]) -> Iterator[tuple[int, bool, list[st
 
 
 def may_import(unit: str, other: str) -> bool:
-    """Does `other` lie below `unit`? A folder may import its own modules."""
-    if unit == other or FLOORS[other] < FLOORS[unit]:
-        return True
-    return FLOORS[unit] == FLOORS[other] == 1 and GROUND.get(other, 2) < GROUND.get(unit, 2)
+    """Does `other` lie below `unit`? A room may import its own modules."""
+    return unit == other or FLOORS[other] < FLOORS[unit]
+
+
+def knows_tensorflow(unit: str, module: str, inside: bool) -> bool:
+    """May this module import TensorFlow, here?"""
+    if module in MAY_INSIDE_FUNCTIONS:
+        return inside
+    return unit not in NEVER and module not in WITHOUT_TENSORFLOW
 
 
 def faults(root: Path) -> list[str]:
@@ -75,7 +80,7 @@ def faults(root: Path) -> list[str]:
             if name[0] in OUTSIDE:
                 found.append(f"{place}:{line}: imports {name[0]}, which is outside of the package")
             elif name[0].startswith("tensorflow"):
-                if unit in WITHOUT_TENSORFLOW and not (inside and unit in MAY_INSIDE_FUNCTIONS):
+                if not knows_tensorflow(unit, "/".join(parts), inside):
                     found.append(f"{place}:{line}: {unit} imports {name[0]}")
             elif name[0] == PACKAGE and len(name) > 1 and name[1] != "__version__":
                 if name[1] not in FLOORS:
@@ -89,47 +94,68 @@ def test_the_package_keeps_its_floors():
     assert faults(Path(keras_bert.__file__).parent) == []
 
 
-def test_every_floor_is_inhabited():
+def test_the_drawing_has_every_room_and_no_other():
     root = Path(keras_bert.__file__).parent
-    assert [unit for unit in FLOORS if not ((root / unit).is_dir() or (root / f"{unit}.py").is_file())] == []
+    rooms = {path.parent.name for path in root.glob("*/*.py")} | {path.stem for path in root.glob("*.py")}
+    assert rooms - {"__init__"} - {root.name} == set(FLOORS)
+    assert len({floor // 100 for floor in FLOORS.values()}) == 8
+
+
+def test_every_room_says_what_is_in_it():
+    root = Path(keras_bert.__file__).parent
+    for room in {path.parent for path in root.rglob("*.py")} - {root}:
+        assert ast.get_docstring(ast.parse((room / "__init__.py").read_text("utf-8"))), room
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports at the top of modules; those inside functions come later and close no circle."""
+    root = Path(keras_bert.__file__).parent
+    arrows: dict[str, set[str]] = {}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        names = [name for _, inside, name in imports(path, list(parts[:-1])) if not inside and name[0] == PACKAGE]
+        arrows[".".join(parts)] = {".".join(name[:n]) for name in names for n in (len(name), len(name) - 1)}
+    arrows = {module: targets & arrows.keys() for module, targets in arrows.items()}
+    while free := [module for module, targets in arrows.items() if not targets]:
+        arrows = {module: targets - set(free) for module, targets in arrows.items() if module not in free}
+    assert arrows == {}
 
 
 def test_the_package_is_really_walked():
-    tokenizer = Path(keras_bert.__file__).parent / "tokenizer.py"
-    found = {".".join(name): inside for _, inside, name in imports(tokenizer, [PACKAGE])}
-    assert found["keras_bert.double_array"] is False
+    tokenizer = Path(keras_bert.__file__).parent / "text" / "tokenizer.py"
+    found = {".".join(name): inside for _, inside, name in imports(tokenizer, [PACKAGE, "text"])}
+    assert found["keras_bert.text.double_array"] is False
     assert found["tensorflow_text"] is True
 
 
 @pytest.mark.parametrize(
     ("file", "source", "fault"),
     [
+        ("tasks/head.py", "from keras_bert.serving import Served", "tasks/head.py:1: tasks imports serving, which is"),
+        ("tasks/head.py", "\nimport keras_bert.bert", "tasks/head.py:2: tasks imports bert, which is not below it"),
+        ("tasks/head.py", "from keras_bert import errors, training", "tasks/head.py:1: tasks imports training"),
+        ("tasks/head.py", "from .. import training", "tasks/head.py:1: tasks imports training"),
+        ("model/masks.py", "from ..text import Text", "model/masks.py:1: model imports text"),
+        ("tasks/head.py", "def f():\n    from keras_bert import cli", "tasks/head.py:2: tasks imports cli"),
         (
-            "heads.py",
-            "from keras_bert.serving import serve",
-            "heads.py:1: heads imports serving, which is not below it",
+            "tasks/head.py",
+            "class A:\n    if True:\n        import tensorflow as tf",
+            "tasks/head.py:3: tasks imports t",
         ),
-        ("heads.py", "\nimport keras_bert.bert", "heads.py:2: heads imports bert, which is not below it"),
-        ("heads.py", "from keras_bert import metrics, training", "heads.py:1: heads imports training"),
-        ("heads.py", "from . import training", "heads.py:1: heads imports training"),
-        ("heads.py", "from .checkpoints import load", "heads.py:1: heads imports checkpoints"),
-        ("heads.py", "def f():\n    from keras_bert import cli", "heads.py:2: heads imports cli"),
-        ("heads.py", "class A:\n    if True:\n        import tensorflow as tf", "heads.py:3: heads imports tensorflow"),
-        ("heads.py", "def f():\n    import tensorflow_text", "heads.py:2: heads imports tensorflow_text"),
-        ("kernels.py", "from tensorflow import nn", "kernels.py:1: kernels imports tensorflow"),
-        ("config.py", "from keras_bert.rules import match", "config.py:1: config imports rules"),
+        ("tasks/head.py", "def f():\n    import tensorflow_text", "tasks/head.py:2: tasks imports tensorflow_text"),
+        ("model/kernels.py", "from tensorflow import nn", "model/kernels.py:1: model imports tensorflow"),
+        ("model/masks.py", "def f():\n    import tensorflow", "model/masks.py:2: model imports tensorflow"),
+        ("text/wordpiece.py", "import tensorflow", "text/wordpiece.py:1: text imports tensorflow"),
+        ("rules.py", "from keras_bert.config import choose", "rules.py:1: rules imports config"),
+        ("config/base.py", "from keras_bert.model import masks", "config/base.py:1: config imports model"),
         ("errors.py", "from keras_bert.config import dumps", "errors.py:1: errors imports config"),
-        ("rules.py", "from keras_bert.vocabulary import SPECIAL", "rules.py:1: rules imports vocabulary"),
-        ("masks.py", "from keras_bert.positions import POSITIONS", "masks.py:1: masks imports positions"),
+        ("rules.py", "from keras_bert.text import SPECIAL", "rules.py:1: rules imports text"),
+        ("training/loop.py", "from keras_bert.serving import x", "training/loop.py:1: training imports serving"),
         ("server/rest.py", "from keras_bert.cli import flags", "server/rest.py:1: server imports cli"),
         ("server/rest.py", "from ..bert import Bert", "server/rest.py:1: server imports bert"),
         ("bert.py", "from keras_bert.server import serve", "bert.py:1: bert imports server"),
         ("cli/export.py", "import export.client", "cli/export.py:1: imports export, which is outside"),
-        (
-            "cli/demo.py",
-            "from benchmarks import epoch",
-            "cli/demo.py:1: imports benchmarks, which is outside",
-        ),
+        ("cli/demo.py", "from benchmarks import epoch", "cli/demo.py:1: imports benchmarks, which is outside"),
         ("bert.py", "from tests.conftest import WORDS", "bert.py:1: imports tests, which is outside"),
         ("bert.py", "from keras_bert.__main__ import main", "bert.py:1: bert imports __main__, which is not below"),
         ("bert.py", "from keras_bert import Text", "bert.py:1: Text has no floor"),
@@ -149,11 +175,11 @@ def test_a_planted_fault_is_found(tmp_path, file, source, fault):
     ("file", "source"),
     [
         ("__init__.py", "from keras_bert.bert import Bert\nimport tensorflow"),
-        ("config.py", "from keras_bert.errors import ConfigError"),
-        ("rules.py", "from keras_bert.config import choose\nfrom keras_bert.errors import ConfigError"),
-        ("kernels.py", "def f():\n    import tensorflow as tf"),
-        ("text.py", "import tensorflow as tf\nfrom keras_bert import vocabulary"),
-        ("serving.py", "def f():\n    from keras_bert import __version__"),
+        ("config/base.py", "from keras_bert.errors import ConfigError"),
+        ("rules.py", "from keras_bert.files import replacing\nfrom keras_bert.errors import ConfigError"),
+        ("model/kernels.py", "def f():\n    import tensorflow as tf"),
+        ("text/text.py", "import tensorflow as tf\nfrom keras_bert import config"),
+        ("serving/export.py", "def f():\n    from keras_bert import __version__"),
         ("server/rest.py", "from keras_bert.server import json_tensor\nfrom . import json_tensor"),
         ("cli/demo.py", "from keras_bert.cli import export\nfrom .flags import Flags\nfrom ..bert import Bert"),
         ("__main__.py", "import keras_bert\nimport keras_bert.errors"),

@@ -16,7 +16,7 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 from keras_bert.cli import bundle
-from keras_bert.data import read
+from keras_bert.data.tables import read
 
 ROOT = Path(__file__).parent.parent
 LINES = 60

@@ -5,11 +5,13 @@ python tests/worker.py OUTPUT.npz
 
 import os
 import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent / "training"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from keras_bert.config import TrainConfig
-from keras_bert.strategies import strategy_for, worker
+from keras_bert.training.devices import strategy_for, worker
 
 strategy = strategy_for(TrainConfig(distribution_strategy="multi_worker_mirrored"))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_bert.cli.flags import Flags, note
 from keras_bert.config import TextConfig, dumps
-from keras_bert.data import find
+from keras_bert.data.tables import find
 from keras_bert.errors import ConfigError, DataError
 from keras_bert.files import replacing, write_atomic
 
@@ -85,8 +85,8 @@ def read(flags: Flags) -> tuple[np.ndarray, list[str]]:
     Raises:
         DataError: a file or the vocabulary is broken, or has no text.
     """
-    from keras_bert.text import Text
-    from keras_bert.vocabulary import read_vocabulary
+    from keras_bert.text.text import Text
+    from keras_bert.text.vocabulary import read_vocabulary
 
     text = Text(
         read_vocabulary(flags["vocab_file"]),

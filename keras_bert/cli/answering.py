@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_bert.checkpoints import Checkpoint, open_checkpoint
+from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint
 from keras_bert.cli.flags import Flags
 from keras_bert.config import MEANT_FOR, PAIRED, DataConfig, HeadConfig, WindowConfig, from_dict
 from keras_bert.errors import CheckpointError, ConfigError
-from keras_bert.runs import finished
+from keras_bert.training.states import finished
 
 KINDS = (WindowConfig, HeadConfig)
 LEAVE_OUT = ("dropout", "version_2_with_negative")

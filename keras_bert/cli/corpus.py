@@ -14,7 +14,7 @@ from typing import Any
 
 from keras_bert.cli.flags import Flags
 from keras_bert.config import CorpusConfig
-from keras_bert.data import find
+from keras_bert.data.tables import find
 from keras_bert.errors import ConfigError
 from keras_bert.pretrain import beam, corpus
 

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_bert.checkpoints import WEIGHTS_FILE
+from keras_bert.checkpoints.checkpoints import WEIGHTS_FILE
 from keras_bert.cli import export, finetune
 from keras_bert.cli.flags import Flags, note
 from keras_bert.errors import CheckpointError

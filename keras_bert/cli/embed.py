@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_bert.checkpoints import Checkpoint, open_checkpoint, text_config
+from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint, text_config
 from keras_bert.cli.flags import Flags, names_of, note
 from keras_bert.config import VECTORS, HeadConfig, TextConfig
-from keras_bert.data import Examples, Rows, lengths, read
+from keras_bert.data.batches import Examples, lengths
+from keras_bert.data.tables import Table, read
 from keras_bert.errors import ConfigError
 from keras_bert.files import replacing, write_atomic
 
@@ -82,7 +83,7 @@ def settings(flags: Flags, checkpoint: Checkpoint) -> dict[str, Any]:
     return own | {name: flags[name] for name in CHOSEN if flags.given(name)}
 
 
-def write_npz(output: Path, rows: Rows, id_column: str, found: Any) -> None:
+def write_npz(output: Path, rows: Table, id_column: str, found: Any) -> None:
     """NumPy's form; nothing in it is pickled."""
     arrays: dict[str, np.ndarray] = {"embeddings": found}
     if isinstance(found, list):
@@ -97,7 +98,7 @@ def write_npz(output: Path, rows: Rows, id_column: str, found: Any) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def write_lines(output: Path, rows: Rows, id_column: str, found: Any) -> None:
+def write_lines(output: Path, rows: Table, id_column: str, found: Any) -> None:
     """An object a line."""
     lines = []
     for i, one in enumerate(found):

@@ -8,19 +8,20 @@ import os
 import sys
 from pathlib import Path
 
-from keras_bert.checkpoints import Checkpoint, open_checkpoint
+from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint
 from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, suit
 from keras_bert.cli.finetune import add_reading, check_labels, reading
 from keras_bert.cli.flags import Flags, note
 from keras_bert.cli.predict import write_squad
 from keras_bert.config import DataConfig
-from keras_bert.data import Rows
+from keras_bert.data.masked import draw_masks, encode_words
+from keras_bert.data.readers import read_labelled
+from keras_bert.data.tables import Table
 from keras_bert.errors import ConfigError
 from keras_bert.files import write_atomic
-from keras_bert.metrics import generation_libraries
-from keras_bert.readers import draw_masks, encode_words, read_labelled
-from keras_bert.vocabulary import MASK
-from keras_bert.wordpiece import WordPiece
+from keras_bert.tasks.metrics import generation_libraries
+from keras_bert.text.vocabulary import MASK
+from keras_bert.text.wordpiece import WordPiece
 
 RESULTS_FILE = "eval_results.txt"
 SEED = 12345
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def with_masks(flags: Flags, checkpoint: Checkpoint, rows: Rows, data: DataConfig) -> Rows:
+def with_masks(flags: Flags, checkpoint: Checkpoint, rows: Table, data: DataConfig) -> Table:
     """Texts with masks and the words that belong there, checked; lines of text get masks first.
 
     Raises:

@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from keras_bert.checkpoints import Checkpoint, open_checkpoint
+from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint
 from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, suit
 from keras_bert.cli.flags import Flags, note
 from keras_bert.cli.model_dir import FINAL_FILE
 from keras_bert.errors import CheckpointError, ConfigError
-from keras_bert.runs import finished
+from keras_bert.training.states import finished
 
 ABOUT = ("description", "license", "base_model")
 

@@ -9,7 +9,7 @@ settings, columns), `vocab.txt`, `model.safetensors` (the best epoch), and the r
 import dataclasses
 from typing import Any
 
-from keras_bert.checkpoints import Checkpoint, open_checkpoint, text_config
+from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint, text_config
 from keras_bert.cli import folds, grid, model_dir
 from keras_bert.cli.flags import Flags, names_of, note
 from keras_bert.cli.one_run import Setup, train
@@ -25,29 +25,18 @@ from keras_bert.config import (
     TrainConfig,
     WindowConfig,
 )
-from keras_bert.data import (
-    Rows,
-    encode_labels,
-    find_labels,
-    find_multilabels,
-    hold_out,
-    learnt_head,
-    split_labels,
-    texts_of,
-)
+from keras_bert.data.choices import encode_choices
+from keras_bert.data.entities import SCHEMES, encode_entities, find_types
+from keras_bert.data.faults import Reading
+from keras_bert.data.labels import encode_labels, find_labels, find_multilabels, learnt_head, split_labels
+from keras_bert.data.masked import targets
+from keras_bert.data.pairs import encode_pairs
+from keras_bert.data.questions import encode_answers
+from keras_bert.data.readers import read_labelled
+from keras_bert.data.splits import hold_out, texts_of
+from keras_bert.data.tables import Table
 from keras_bert.errors import ConfigError, DataError
-from keras_bert.predictions import SCORED
-from keras_bert.readers import (
-    SCHEMES,
-    Reading,
-    encode_answers,
-    encode_choices,
-    encode_entities,
-    encode_pairs,
-    find_types,
-    read_labelled,
-    targets,
-)
+from keras_bert.report.predictions import SCORED
 
 TASKS = ("classify", "multilabel", "regress", "choice", "similarity", "tag", "span", "generate")
 WINDOWED = ("tag", "span")
@@ -203,7 +192,7 @@ def check_layers(checkpoint: Checkpoint, setup: Setup) -> None:
         raise ConfigError(f"freeze_layers {frozen} would keep random layers as they are: reinit_layers is {anew}")
 
 
-def read_rows(flags: Flags, data: DataConfig, task: str) -> tuple[Rows, Rows | None, tuple[str, ...]]:
+def read_rows(flags: Flags, data: DataConfig, task: str) -> tuple[Table, Table | None, tuple[str, ...]]:
     """Training rows, evaluation rows if they have a file, and labels, all checked.
 
     Raises:
@@ -234,7 +223,7 @@ FOUND = {"classify": find_labels, "multilabel": find_multilabels, "tag": find_ty
 """The labels of a file, where nobody gives them."""
 
 
-def check_labels(rows: Rows, data: DataConfig, head: HeadConfig) -> None:
+def check_labels(rows: Table, data: DataConfig, head: HeadConfig) -> None:
     """Raises DataError where a label cannot be used."""
     task, labels = head.task, head.labels
     if task == "tag":

@@ -11,23 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from keras_bert import metrics, predictions
-from keras_bert.checkpoints import CONFIG_FILE, Checkpoint, open_checkpoint
+from keras_bert.checkpoints.checkpoints import CONFIG_FILE, Checkpoint, open_checkpoint
+from keras_bert.checkpoints.formats.containers import WEIGHTS_FILE
+from keras_bert.checkpoints.formats.settings import read_json
 from keras_bert.cli import model_dir
 from keras_bert.cli.flags import note
 from keras_bert.cli.model_dir import OUT_OF_FOLD_FILE
 from keras_bert.cli.one_run import Setup, in_a_line, train, write_report
 from keras_bert.config import WEIGHTED, HeadConfig, dumps
-from keras_bert.data import Rows, encode_labels, folds, learnt_head, texts_of
+from keras_bert.data.labels import encode_labels, learnt_head
+from keras_bert.data.splits import folds, texts_of
+from keras_bert.data.tables import Table
 from keras_bert.errors import CheckpointError, DataError
 from keras_bert.files import sha256, write_atomic
-from keras_bert.formats.containers import WEIGHTS_FILE
-from keras_bert.formats.settings import read_json
-from keras_bert.predictions import Predictions
-from keras_bert.runs import FINAL_FILE, finished, locked
+from keras_bert.report import predictions
+from keras_bert.report.predictions import Predictions
+from keras_bert.tasks import metrics
+from keras_bert.training.states import FINAL_FILE, finished, locked
 
 
-def split(setup: Setup, rows: Rows, head: HeadConfig) -> np.ndarray:
+def split(setup: Setup, rows: Table, head: HeadConfig) -> np.ndarray:
     """The fold of each row, int32 from 0; equal texts are in the same one.
 
     Raises:
@@ -51,9 +54,11 @@ def split(setup: Setup, rows: Rows, head: HeadConfig) -> np.ndarray:
     return parts
 
 
-def run(setup: Setup, checkpoint: Checkpoint, rows: Rows, labels: tuple[str, ...], parts: np.ndarray) -> dict[str, Any]:
+def run(
+    setup: Setup, checkpoint: Checkpoint, rows: Table, labels: tuple[str, ...], parts: np.ndarray
+) -> dict[str, Any]:
     """Train what is not trained yet, then put it together; returns what `final_metrics.json` holds."""
-    from keras_bert.strategies import strategy_for, worker
+    from keras_bert.training.devices import strategy_for, worker
 
     chief = worker(strategy_for(setup.config))[0] == 0 and not setup.keeping.dry_run
     folders = [setup.folder / f"fold_{i + 1}" for i in range(setup.flags["folds"])]
@@ -78,7 +83,7 @@ def run(setup: Setup, checkpoint: Checkpoint, rows: Rows, labels: tuple[str, ...
     return final
 
 
-def collected(folders: list[Path], rows: Rows, label_column: str, parts: np.ndarray) -> Predictions:
+def collected(folders: list[Path], rows: Table, label_column: str, parts: np.ndarray) -> Predictions:
     """What the models say of the rows that they were not trained on, in the order of the file.
 
     Raises:
@@ -148,7 +153,7 @@ def store_threshold(folder: Path, threshold: float) -> None:
     write_atomic(folder / CONFIG_FILE, dumps(content))
 
 
-def out_of_fold(setup: Setup, rows: Rows, found: Predictions, parts: np.ndarray) -> str:
+def out_of_fold(setup: Setup, rows: Table, found: Predictions, parts: np.ndarray) -> str:
     """The content of `oof.csv`: id, label, scores, and the fold that a row was held out in."""
     data = setup.data
     ids = rows.columns.get(data.id_column)

@@ -23,8 +23,8 @@ from keras_bert.cli.one_run import Setup
 from keras_bert.config import dumps
 from keras_bert.errors import ConfigError, DivergedError, Stopped
 from keras_bert.files import write_atomic
-from keras_bert.predictions import as_csv
-from keras_bert.runs import FINAL_FILE, finished, locked
+from keras_bert.report.predictions import as_csv
+from keras_bert.training.states import FINAL_FILE, finished, locked
 
 FIXED = ("grid", "help", "model_dir", "overwrite", "dry_run", "max_time", "task", "labels", "train_file", "eval_file")
 """Flags that runs of a grid have in common, so that they can be compared."""
@@ -89,8 +89,8 @@ def run(
     plans = [setup(one) for one in grid]
     found_out = plans[0].found_out
     model_dir.check(folder, flags, found_out)
-    from keras_bert.heads import HEADS
-    from keras_bert.strategies import strategy_for, worker
+    from keras_bert.tasks.network import HEADS
+    from keras_bert.training.devices import strategy_for, worker
 
     chief = worker(strategy_for(plans[0].config))[0] == 0 and not flags["dry_run"]
     with ExitStack() as stack:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from keras_bert import lite, onnx
-from keras_bert.checkpoints import Checkpoint, open_checkpoint
+from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint
 from keras_bert.cli.flags import Flags, note
 from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.portable import lite, onnx
 
 
 def _tflite(folder: Path, checkpoint: Checkpoint, precision: str) -> None:

@@ -6,14 +6,14 @@ import re
 import shutil
 from pathlib import Path
 
-from keras_bert.checkpoints import CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE
+from keras_bert.checkpoints.checkpoints import CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE
 from keras_bert.cli.flags import Flags, names_of
 from keras_bert.config import RunConfig
 from keras_bert.errors import ConfigError
 from keras_bert.files import write_atomic
-from keras_bert.predictions import PREDICTIONS_FILE
-from keras_bert.report import PICTURES, REPORT_FILE
-from keras_bert.runs import FINAL_FILE, LOCK_FILE, METRICS_FILE, STATES
+from keras_bert.report.predictions import PREDICTIONS_FILE
+from keras_bert.report.report import PICTURES, REPORT_FILE
+from keras_bert.training.states import FINAL_FILE, LOCK_FILE, METRICS_FILE, STATES
 
 FLAGS_FILE, OUT_OF_FOLD_FILE, RESULTS_FILE, SUMMARY_FILE = "flags.txt", "oof.csv", "results.csv", "summary.csv"
 RUN_FILES = (

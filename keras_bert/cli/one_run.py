@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_bert import predictions, report
-from keras_bert.checkpoints import WEIGHTS_FILE, Checkpoint
+from keras_bert.checkpoints.checkpoints import WEIGHTS_FILE, Checkpoint
 from keras_bert.cli import model_dir
 from keras_bert.cli.flags import Flags, names_of, note
 from keras_bert.config import (
@@ -23,10 +22,12 @@ from keras_bert.config import (
     WindowConfig,
     dumps,
 )
-from keras_bert.data import Rows, encode_labels
+from keras_bert.data.labels import encode_labels
+from keras_bert.data.tables import Table
 from keras_bert.errors import Stopped
 from keras_bert.files import sha256, write_atomic
-from keras_bert.runs import FINAL_FILE, locked
+from keras_bert.report import predictions, report
+from keras_bert.training.states import FINAL_FILE, locked
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ class Setup:
 
 
 def train(
-    setup: Setup, checkpoint: Checkpoint, rows: Rows, evaluation: Rows, labels: tuple[str, ...], folder: Path
+    setup: Setup, checkpoint: Checkpoint, rows: Table, evaluation: Table, labels: tuple[str, ...], folder: Path
 ) -> dict[str, Any]:
     """Train, keep the run in `folder`, and write its report; returns what `final_metrics.json` holds."""
-    from keras_bert import training
     from keras_bert.bert import Bert
-    from keras_bert.strategies import meet, strategy_for, worker
+    from keras_bert.training import hardware, loop
+    from keras_bert.training.devices import meet, strategy_for, worker
 
     flags, keeping = setup.flags, setup.time_left()
     head = flags.config(HeadConfig, task=setup.task, labels=labels)
@@ -100,7 +101,7 @@ def train(
             stack.enter_context(locked(folder))
             model_dir.prepare(folder, flags, setup.found_out)  # not before all that can be refused has been
         meet(strategy)
-        kept = training.Keeping(None if keeping.dry_run else folder, keeping, catch_signals=True)
+        kept = loop.Keeping(None if keeping.dry_run else folder, keeping, catch_signals=True)
         result = bert.fit_rows(
             rows, evaluation, setup.config, setup.optimizer, kept, sys.stderr, note, finetune=setup.finetune
         )
@@ -115,7 +116,7 @@ def train(
             "seconds": round(result.seconds, 2),
             "examples_per_second": round(result.examples_per_second, 2),
             "weights_sha256": sha256(folder / WEIGHTS_FILE),
-            **training.environment(),
+            **hardware.environment(),
         }
         if chief and not (folder / FINAL_FILE).exists():  # else the run was finished before: nothing was trained now
             if setup.task in predictions.SCORED:
@@ -135,9 +136,9 @@ def write_report(folder: Path) -> None:
     note(f"{folder / report.REPORT_FILE} shows how it went" + (f" ({missing})" if missing else ""))
 
 
-def summary(bert: Any, evaluation: Rows, result: Any) -> str:
+def summary(bert: Any, evaluation: Table, result: Any) -> str:
     """The table of a classification, or one line of metrics."""
-    from keras_bert import metrics
+    from keras_bert.tasks import metrics
 
     head = bert.network.head.config
     if head.task == "classify":

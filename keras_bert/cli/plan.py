@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from keras_bert.checkpoints import open_checkpoint
+from keras_bert.checkpoints.checkpoints import open_checkpoint
 from keras_bert.cli.flags import Flags, note
 from keras_bert.config import SIZES, EncoderConfig, TrainConfig
 from keras_bert.errors import ConfigError
-from keras_bert.plan import Plan, megabytes
+from keras_bert.training.memory import Plan, megabytes
 
 LENGTHS = (32, 64, 128, 256, 512)
 SHAPE = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "vocab_size")

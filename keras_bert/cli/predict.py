@@ -13,15 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from keras_bert.answers import squad_files
-from keras_bert.checkpoints import open_checkpoint
+from keras_bert.checkpoints.checkpoints import open_checkpoint
 from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, suit
 from keras_bert.cli.flags import Flags, note
 from keras_bert.config import dumps
-from keras_bert.data import Rows
+from keras_bert.data.faults import Reading
+from keras_bert.data.readers import read_labelled
+from keras_bert.data.tables import Table
 from keras_bert.errors import ConfigError
 from keras_bert.files import write_atomic
-from keras_bert.readers import Reading, read_labelled
+from keras_bert.tasks.answers import squad_files
 
 
 def define() -> Flags:
@@ -92,7 +93,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def as_csv(rows: Rows, answers: list[dict[str, Any]], bert: Any, probabilities: bool) -> str:
+def as_csv(rows: Table, answers: list[dict[str, Any]], bert: Any, probabilities: bool) -> str:
     """The output file: id, label, and the scores if they are asked for."""
     data, labels = bert.data, bert.labels
     if bert.network.head.config.task == "choice":
@@ -111,7 +112,7 @@ def as_csv(rows: Rows, answers: list[dict[str, Any]], bert: Any, probabilities: 
     return out.getvalue()
 
 
-def as_lines(rows: Rows, answers: list[dict[str, Any]], bert: Any) -> str:
+def as_lines(rows: Table, answers: list[dict[str, Any]], bert: Any) -> str:
     """The output file: an object a line, with the id of its row."""
     name = bert.data.id_column
     ids = rows.columns.get(name)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from keras_bert.checkpoints import WEIGHTS_FILE, open_checkpoint
+from keras_bert.checkpoints.checkpoints import WEIGHTS_FILE, open_checkpoint
 from keras_bert.cli import model_dir
 from keras_bert.cli.flags import Flags, note
 from keras_bert.cli.model_dir import FINAL_FILE
@@ -33,8 +33,8 @@ from keras_bert.errors import ConfigError
 from keras_bert.files import sha256, write_atomic
 from keras_bert.pretrain.corpus import MANIFEST, VOCABULARY, read_json
 from keras_bert.pretrain.pairs import CLASSES
-from keras_bert.runs import locked
-from keras_bert.vocabulary import fingerprint, read_vocabulary
+from keras_bert.text.vocabulary import fingerprint, read_vocabulary
+from keras_bert.training.states import locked
 
 KINDS = (PretrainConfig, MaskingConfig, OptimizerConfig, TrainConfig, RunConfig)
 
@@ -83,11 +83,11 @@ def run(flags: Flags) -> dict[str, Any]:
     note("starting TensorFlow")
     import keras
 
-    from keras_bert import training
     from keras_bert.pretrain.objectives import PretrainNetwork
     from keras_bert.pretrain.reader import Corpus
-    from keras_bert.pretrain.training import Phase, Rows, pretrain
-    from keras_bert.strategies import meet, strategy_for, worker
+    from keras_bert.pretrain.run import Phase, Rows, pretrain
+    from keras_bert.training import hardware, loop
+    from keras_bert.training.devices import meet, strategy_for, worker
 
     strategy = strategy_for(config)
 
@@ -109,7 +109,7 @@ def run(flags: Flags) -> dict[str, Any]:
     keras.utils.set_random_seed(config.seed)
     network = PretrainNetwork(encoder, classes(phases[0].rows.corpus.manifest))
     if found is not None:
-        from keras_bert import checkpoints
+        from keras_bert.checkpoints import checkpoints
 
         report = checkpoints.load(network, found)
         note(f"{found.path}: {report}")
@@ -119,7 +119,7 @@ def run(flags: Flags) -> dict[str, Any]:
             stack.enter_context(locked(folder))
             model_dir.prepare(folder, flags)
         meet(strategy)
-        kept = training.Keeping(None if keeping.dry_run else folder, keeping, catch_signals=True)
+        kept = loop.Keeping(None if keeping.dry_run else folder, keeping, catch_signals=True)
         history = pretrain(
             network, vocabulary, text, phases, held_out, config, pretraining, optimizer, kept, note, sys.stderr
         )
@@ -130,7 +130,7 @@ def run(flags: Flags) -> dict[str, Any]:
         "history": history,
         "seconds": round(time.monotonic() - begun, 2),
         "weights_sha256": sha256(folder / WEIGHTS_FILE),
-        **training.environment(),
+        **hardware.environment(),
     }
     if not (folder / FINAL_FILE).exists():  # else the run was finished before, and nothing was trained now
         write_atomic(folder / FINAL_FILE, dumps(final))

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from keras_bert import report
 from keras_bert.cli.flags import Flags, note
 from keras_bert.errors import CheckpointError, ConfigError
-from keras_bert.runs import finished
+from keras_bert.report import report
+from keras_bert.training.states import finished
 
 
 def define() -> Flags:

@@ -8,9 +8,9 @@ from pathlib import Path
 from keras_bert.cli.flags import Flags
 from keras_bert.config import FROZEN
 from keras_bert.errors import CheckpointError, ConfigError
-from keras_bert.golden import read_manifest
 from keras_bert.server.settings import ModelConfig, ServerConfig, read_model_config
-from keras_bert.versions import folder_of, versions
+from keras_bert.serving.golden import read_manifest
+from keras_bert.serving.versions import folder_of, versions
 
 
 def define() -> Flags:

@@ -6,9 +6,9 @@ Replays the golden requests of the manifest: in a fresh load of the version, or 
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from keras_bert import golden, versions
 from keras_bert.cli.flags import Flags, note
 from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.serving import golden, versions
 
 
 def define() -> Flags:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from keras_bert import golden, versions
 from keras_bert.cli.export import parse_version
 from keras_bert.cli.flags import Flags, note
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.files import write_atomic
+from keras_bert.serving import golden, versions
 
 
 def define() -> Flags:

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from keras_bert.cli.flags import Flags, note
-from keras_bert.data import find
+from keras_bert.data.tables import find
 from keras_bert.errors import ConfigError, DataError
 from keras_bert.files import size_of, write_atomic
 from keras_bert.progress import Progress
-from keras_bert.vocab_learning import count_words, first_rows, learn, unknown_share
+from keras_bert.text.learning import count_words, first_rows, learn, unknown_share
 
 BLOCK = 1 << 20
 LONGEST = 16 * BLOCK

@@ -1,1 +1,6 @@
-"""Pretraining: text to rows of ids, masks and sentence pairs drawn from them, and the losses that they ask for."""
+"""Pretraining, from raw text to a checkpoint.
+
+`documents` -> `pairs` -> `corpus` write texts as shards; `reader` gives any batch by its number, `rows` and `masking`
+make masked batches of it; `objectives` are heads and losses, `run` the run, `ablate` compares runs. A new mask unit,
+replacement, pair or objective is one function or class and one row in `UNITS`, `REPLACEMENTS`, `PAIRS`, `OBJECTIVES`.
+"""

@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from keras_bert.config import EncoderConfig, MaskingConfig, OptimizerConfig
 from keras_bert.errors import DataError
-from keras_bert.optimizers import AdamW
 from keras_bert.pretrain.masking import Masking
 from keras_bert.pretrain.objectives import PretrainNetwork, PretrainTask
+from keras_bert.training.optimizers import AdamW
 
 Result = dict[str, Any]
 

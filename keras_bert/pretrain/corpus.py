@@ -38,9 +38,9 @@ from keras_bert.files import replacing, size_of, write_atomic
 from keras_bert.pretrain import documents, pairs, tfrecords
 from keras_bert.pretrain.documents import Part
 from keras_bert.progress import Progress
-from keras_bert.vocab_learning import splitter
-from keras_bert.vocabulary import fingerprint, read_vocabulary
-from keras_bert.wordpiece import WordPiece
+from keras_bert.text.learning import splitter
+from keras_bert.text.vocabulary import fingerprint, read_vocabulary
+from keras_bert.text.wordpiece import WordPiece
 
 MANIFEST = "manifest.json"
 BUILDING = "building.json"

@@ -14,10 +14,10 @@ import keras
 from keras import ops
 
 from keras_bert.config import FEATURES, EncoderConfig, choose
-from keras_bert.encoder import Encoder, dense
 from keras_bert.errors import ConfigError
-from keras_bert.heads import Pooler, TiedLogits
-from keras_bert.words import gather
+from keras_bert.model.encoder import Encoder, dense
+from keras_bert.model.layers import Pooler, TiedLogits
+from keras_bert.tasks.words import gather
 
 Tensor = Any
 Batch = Mapping[str, Any]
@@ -35,7 +35,7 @@ class PretrainHead(keras.layers.Layer):
     """
 
     config = None
-    """Labels are given in fine-tuning, see `heads.Head`; a checkpoint of pretraining has none."""
+    """Labels are given in fine-tuning, see `head.Head`; a checkpoint of pretraining has none."""
 
     def __init__(self, encoder: EncoderConfig, pair_classes: int, name: str = "head", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
@@ -75,7 +75,7 @@ class PretrainNetwork(keras.Model):
     """An encoder with the heads of pretraining: a batch -> logits by objective.
 
     Weights have the names that `checkpoints` and `conversion` know, so that it is filled from and saved to the same
-    directories as `heads.Network`, and fine-tuning starts from it.
+    directories as `network.Network`, and fine-tuning starts from it.
 
     Args:
         encoder: config of the encoder.

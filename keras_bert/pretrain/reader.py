@@ -23,7 +23,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from keras_bert.config import CorpusConfig, from_dict
-from keras_bert.data import find
+from keras_bert.data.tables import find
 from keras_bert.errors import ConfigError, DataError
 from keras_bert.files import sha256, size_of
 from keras_bert.pretrain import tfrecords

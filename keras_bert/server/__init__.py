@@ -5,15 +5,6 @@ of TF Serving, so that a client written against it runs unchanged against the re
 (starlette and uvicorn). Importing this package loads neither them nor TensorFlow.
 """
 
-from typing import Any
+from keras_bert.rooms import exported
 
-__all__ = ["create_app", "serve"]
-
-
-def __getattr__(name: str) -> Any:
-    """Loads `create_app` and `serve` on first use, because they bring TensorFlow with them."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from keras_bert.server import rest
-
-    return getattr(rest, name)
+__getattr__, __dir__ = exported(__name__, {"rest": "create_app serve"})

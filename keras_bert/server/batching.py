@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_bert.server.metrics import Metrics
+from keras_bert.server.counters import Metrics
 from keras_bert.server.servable import Arrays, Signature
 from keras_bert.server.settings import ServerConfig
 

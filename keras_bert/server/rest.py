@@ -31,11 +31,11 @@ except ModuleNotFoundError as missing:
 
 from keras_bert.server import json_tensor
 from keras_bert.server.batching import Batcher
+from keras_bert.server.counters import Metrics
 from keras_bert.server.json_tensor import RequestError
-from keras_bert.server.metrics import Metrics
 from keras_bert.server.servable import Servable
 from keras_bert.server.settings import ModelConfig, ServerConfig
-from keras_bert.server.versions import Model, Watcher, log, not_found
+from keras_bert.server.swapping import Model, Watcher, log, not_found
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 ACTIONS = {"predict": Servable.predict, "classify": Servable.classify, "regress": Servable.regress}

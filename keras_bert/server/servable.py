@@ -14,9 +14,9 @@ from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_bert.errors import CheckpointError
-from keras_bert.protos import PREDICTION_LOG, message_types
 from keras_bert.server import examples, json_tensor
 from keras_bert.server.json_tensor import RequestError
+from keras_bert.serving.protos import PREDICTION_LOG, message_types
 
 Arrays = dict[str, np.ndarray]
 WARM_UP = "assets.extra/tf_serving_warmup_requests"

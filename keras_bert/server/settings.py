@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from keras_bert.errors import ConfigError
-from keras_bert.protos import MODEL_CONFIG, message_types
+from keras_bert.serving.protos import MODEL_CONFIG, message_types
 
 Policy = Callable[[Iterable[int]], set[int]]
 

@@ -11,8 +11,8 @@ from conftest import WORDS, tiny_bert
 from servers import in_thread, save_half_plus_two, save_ids, save_pairs
 
 from keras_bert.server.batching import Batcher
+from keras_bert.server.counters import Metrics
 from keras_bert.server.json_tensor import RequestError
-from keras_bert.server.metrics import Metrics
 from keras_bert.server.servable import Servable
 from keras_bert.server.settings import ServerConfig
 

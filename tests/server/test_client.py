@@ -19,8 +19,8 @@ from servers import in_thread, save_half_plus_two, save_ids, save_lengths, save_
 from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow.core.protobuf import saved_model_pb2
 
-from keras_bert.protos import PREDICTION_LOG, message_types
 from keras_bert.server.servable import Servable
+from keras_bert.serving.protos import PREDICTION_LOG, message_types
 
 PATH = Path(__file__).parents[2] / "export/client.py"
 SPEC = importlib.util.spec_from_file_location("client", PATH)

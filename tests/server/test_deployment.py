@@ -12,9 +12,9 @@ import yaml
 from google.protobuf import text_format
 from servers import in_thread, save_half_plus_two
 
-from keras_bert.protos import message_types
 from keras_bert.server.rest import METRICS_PATH
 from keras_bert.server.settings import ServerConfig, read_model_config
+from keras_bert.serving.protos import message_types
 
 FOLDER = Path(__file__).parents[2] / "export/serving"
 WRAPPED = {"Int64": {"value": (1, "int64")}, "Bool": {"value": (1, "bool")}}

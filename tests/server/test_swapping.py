@@ -14,10 +14,10 @@ import tensorflow as tf
 from servers import in_thread, save_half_plus_two
 
 from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.server.counters import Metrics
 from keras_bert.server.json_tensor import RequestError
-from keras_bert.server.metrics import Metrics
 from keras_bert.server.settings import ModelConfig, latest, read_model_config, specific
-from keras_bert.server.versions import Model
+from keras_bert.server.swapping import Model
 
 CLIENT = importlib.util.spec_from_file_location("client", Path(__file__).parents[2] / "export/client.py")
 

@@ -1,0 +1,254 @@
+"""Checkpoints and networks: open a directory of any format, fill a network from it, save one in ours.
+
+A directory is one of
+  keras_bert  `keras_bert.json`, `vocab.txt`, `model.safetensors`: ours, what a run directory holds;
+  hf          `config.json`, `model.safetensors` or `pytorch_model.bin`, `vocab.txt` or `tokenizer.json`: Hugging Face;
+  tf1         `bert_config.json`, `*.ckpt.index`, `*.ckpt.data-*`, `vocab.txt`: google-research/bert;
+  garden      the same files, written by `tf.train.Checkpoint`: TensorFlow Model Garden;
+  keras_hub   a preset: `config.json`, `metadata.json`, `model.weights.h5`, `assets/`.
+
+Loading is strict: every weight of the model is filled from the checkpoint, or is named as new; every tensor
+of the checkpoint is used, or is named as unused. Weights are data: nothing is ever unpickled or executed.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from keras_bert.checkpoints import formats, hub
+from keras_bert.checkpoints.formats import FORMATS, extra, ours
+from keras_bert.checkpoints.formats.containers import WEIGHTS_FILE
+from keras_bert.checkpoints.formats.ours import CONFIG_FILE
+from keras_bert.checkpoints.formats.settings import VOCABULARY_FILE, Contents, some
+from keras_bert.checkpoints.formats.table import Entry, Row, Stored, entries, same, transpose
+from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, WindowConfig, dumps, from_dict, to_dict
+from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.files import replacing, write_atomic
+
+LOADED = ("encoder", "pooler", "masked_lm", "next_sentence")
+"""Parts that a checkpoint of another format fills. The last layer of a head is always new: labels are the user's."""
+
+TABLES: dict[str, list[Row]] = {
+    name: [*kind.table["encoder"], *kind.table["pooler"]] for name, kind in FORMATS.items() if name != "keras_bert"
+}
+"""`(our path, their name, transform)` of the weights that every checkpoint has; `{i}` is the block. All rows are in
+`formats`."""
+
+UNUSED = {
+    "hf": r"^(embeddings\.(position_ids|token_type_ids)|cls\..*|classifier\..*|qa_outputs\..*)$",
+    "tf1": r"(^cls/|/adam_[mv]$|^global_step$|^output_(weights|bias)$)",
+    "garden": rf"^({FORMATS['garden'].ignored}|(masked_lm|classification_heads)/.*)$",
+    "keras_hub": rf"^({FORMATS['keras_hub'].ignored}|task/.*)$",
+}
+"""Tensors that a checkpoint may hold beyond the encoder and the pooler; any other is an error."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What loading did: weights filled, weights left at their initial values, tensors left unused.
+
+    `anew` are weights that the checkpoint has but that were to start from random values all the same.
+    """
+
+    filled: tuple[str, ...]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+    anew: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.filled)} weights loaded"]
+        if self.new:
+            lines.append(f"new, with random initial values: {', '.join(self.new)}")
+        if self.anew:
+            layers = sorted({"/".join(path.split("/")[:2]) for path in self.anew})
+            lines.append(f"in the checkpoint but started anew: {', '.join(layers)}")
+        if self.unused:
+            lines.append(f"in the checkpoint but not used: {some(self.unused)}")
+        return "; ".join(lines)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory that was looked at: its format, its configurations, its vocabulary; weights on demand.
+
+    `head` and `data` are those of a run of ours. What another format says of a head is in `contents`.
+    """
+
+    path: Path
+    format: str
+    contents: Contents
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """Of the model."""
+        return self.contents.encoder
+
+    @property
+    def text(self) -> TextConfig:
+        """How its text becomes ids."""
+        return self.contents.text
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Its word pieces in the order of their ids."""
+        return self.contents.vocabulary
+
+    @property
+    def head(self) -> HeadConfig | None:
+        """What it was fine-tuned for, where we did it."""
+        return self.contents.head if self.format == "keras_bert" else None
+
+    @property
+    def data(self) -> DataConfig | None:
+        """The columns of the files that it was fine-tuned on, where we did it."""
+        return self.contents.data if self.format == "keras_bert" else None
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Find out what a directory holds, read its configuration and vocabulary, and check that they agree.
+
+    Args:
+        path: a directory, or the name of a published model; see `hub`.
+
+    Raises:
+        CheckpointError: the directory is absent, holds none of the formats, or its parts do not fit.
+        DataError: the vocabulary file is broken.
+    """
+    folder = hub.resolve(path)
+    found, contents = formats.read(folder)
+    return Checkpoint(folder, found.name, contents)
+
+
+def load(network: Any, checkpoint: Checkpoint) -> Report:
+    """Fill the weights of `network` (`network.Network`) from `checkpoint`.
+
+    Returns:
+        The report; only weights of the head may be new, and only where the checkpoint has none for them.
+
+    Raises:
+        CheckpointError: a weight of the encoder is missing, a shape differs, or a tensor is unknown. The
+            first five differences are listed, and no weight has been changed.
+    """
+    wanted = {v.path: v for v in network.weights if "seed_generator" not in v.path}
+    rows, tensors = _rows(checkpoint, wanted)
+    filled, new, problems = {}, [], []
+    for path, variable in wanted.items():
+        entry = rows.get(path)
+        stored = tensors.pop(entry.name, None) if entry else None
+        if entry is None or stored is None:
+            if path.startswith("head/") and checkpoint.head is None:
+                new.append(path)
+            else:
+                problems.append(f"no tensor for {path}" + (f" ({entry.name})" if entry else ""))
+            continue
+        shape, arriving = tuple(variable.shape), _arriving(entry, stored)
+        if arriving != shape:
+            problems.append(f"{path} is {shape} but {entry.name} is {arriving}")
+            continue
+        value = entry.transform(stored.read(), shape)
+        if value.dtype.kind != "f":
+            problems.append(f"{entry.name} holds {value.dtype}, not floating-point numbers")
+        elif not np.isfinite(value).all():
+            problems.append(f"{entry.name} holds values that are not numbers")
+        else:
+            filled[path] = value
+    for name, path in FORMATS[checkpoint.format].copies.items():
+        if "head/masked_lm/bias" in filled and name in tensors and path in filled:
+            copied = tensors[name]
+            if copied.shape != filled[path].shape or not np.array_equal(copied.read(), filled[path]):
+                problems.append(f"{name} differs from {rows[path].name}, to which it should be tied")
+    unused, known = sorted(tensors), {entry.name for entry in rows.values()}
+    may_stay = "^head/" if checkpoint.format == "keras_bert" and checkpoint.head is None else "^$"
+    problems += [
+        f"tensor {name} has no place in the model"
+        for name in unused
+        if name not in known and not re.search(UNUSED.get(checkpoint.format, may_stay), name)
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"{checkpoint.path}: does not fit the model: {'; '.join(problems[:5])}{more}")
+    for path, value in filled.items():
+        wanted[path].assign(value)
+    return Report(tuple(filled), tuple(new), tuple(unused))
+
+
+def _rows(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> tuple[dict[str, Entry], dict[str, Stored]]:
+    """Our path -> where the weight is, and all tensors of the checkpoint, values unread."""
+    kind, contents = FORMATS[checkpoint.format], checkpoint.contents
+    tensors = kind.tensors(checkpoint.path, formats.names_of(kind, contents))
+    if checkpoint.format == "keras_bert":
+        shapes = {path: tuple(v.shape) for path, v in wanted.items()}
+        return {path: Entry(path, shape, path, shape, same) for path, shape in shapes.items()}, tensors
+    rows = {
+        entry.path: entry
+        for part in LOADED
+        if part not in contents.absent
+        for entry in entries(kind.table, part, contents.encoder, None)
+    }
+    for part in contents.absent:  # zeros, there because the format must have them
+        for entry in entries(kind.table, part, contents.encoder, None):
+            tensors.pop(entry.name, None)
+    for name, stored in extra.tensors(checkpoint.path).items():
+        if name in wanted and not name.startswith("head/logits/"):
+            shape = tuple(wanted[name].shape)
+            rows[name], tensors[name] = Entry(name, shape, name, shape, same), stored
+    return rows, tensors
+
+
+def _arriving(entry: Entry, stored: Stored) -> tuple[int, ...]:
+    """The shape that a tensor has with us."""
+    if stored.shape == entry.stored:
+        return entry.shape
+    return stored.shape[::-1] if entry.transform is transpose else stored.shape
+
+
+def save(
+    path: str | Path,
+    network: Any,
+    vocabulary: list[str],
+    text: TextConfig,
+    data: DataConfig | None,
+    notes: Mapping[str, Any] | None = None,
+    windows: WindowConfig | None = None,
+) -> None:
+    """Write `network` and all that is needed to use it into the directory `path`, in our format.
+
+    Each file is written under a temporary name and renamed, the configuration last: a directory that has
+    one is complete.
+
+    Raises:
+        CheckpointError: the directory cannot be written.
+    """
+    path = Path(path)
+    weights = {v.path: np.ascontiguousarray(v.numpy()) for v in network.weights if "seed_generator" not in v.path}
+    head, notes = network.head.config, dict(notes or {})
+    contents = Contents(network.encoder.config, text, vocabulary, head, data, windows, notes)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with replacing(path / WEIGHTS_FILE) as temporary:
+            save_file(weights, temporary)
+        write_atomic(path / VOCABULARY_FILE, "\n".join(vocabulary) + "\n")
+        write_atomic(path / CONFIG_FILE, dumps(ours.settings(contents)))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+
+
+def text_config(checkpoint: Checkpoint, given: Mapping[str, Any]) -> TextConfig:
+    """The checkpoint's text settings, with the fields in `given` that are not None instead of its own.
+
+    Raises:
+        ConfigError: there is no such field, its value is out of range, or the model has too few positions.
+    """
+    wanted = {name: value for name, value in given.items() if value is not None}
+    text, encoder = from_dict(TextConfig, to_dict(checkpoint.text) | wanted), checkpoint.encoder
+    if encoder.positions == "absolute" and text.max_seq_length > encoder.max_positions:
+        raise ConfigError(
+            f"max_seq_length {text.max_seq_length} is more than the {encoder.max_positions} positions of the model"
+        )
+    return text

@@ -1,0 +1,319 @@
+"""One format of checkpoint to another: nothing is left at random, nothing is lost without being named.
+
+Every weight of the target comes from a tensor of the source, every tensor of the source is used or listed, and every
+setting is carried; what the target's own files have no place for goes into `keras_bert_extra.*` beside them. If
+anything does not fit, nothing is written.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from keras_bert.checkpoints import formats, hub
+from keras_bert.checkpoints.formats import FORMATS, Format, Match, extra
+from keras_bert.checkpoints.formats.settings import Contents, some
+from keras_bert.checkpoints.formats.table import PARTS, entries
+from keras_bert.config import choose
+from keras_bert.errors import CheckpointError, ConfigError, DataError
+
+Weights = dict[str, np.ndarray]
+MOST_ROWS = 2**16
+"""Of a grown table of positions or segments."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a conversion changes on the way; None and empty leave all as it is.
+
+    Attributes:
+        activation: instead of what the source's format means by its name: "gelu" (exact) or "gelu_tanh".
+        do_lower_case: instead of what the source says or its vocabulary shows.
+        num_segments: rows of the segment table. New ones are copies of the last: a further text is first taken as the
+            second one was, and training tells them apart.
+        max_positions: rows of the position table. New ones repeat the old ones from the first on, as Beltagy et al.
+            2020 (https://arxiv.org/abs/2004.05150) found to work: neighbours keep the relation they were trained with
+            everywhere but at the seams.
+        drop: pattern of names of tensors in the source that may be left out.
+        keep_keys: unknown keys of the source's settings that are known to leave the arithmetic alone.
+    """
+
+    activation: str | None = None
+    do_lower_case: bool | None = None
+    num_segments: int | None = None
+    max_positions: int | None = None
+    drop: str = ""
+    keep_keys: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted.
+
+    Attributes:
+        rows: `(our path, shape, source name, transform, target name, transform)` of every weight.
+        listed: `(tensor of the source, why it was not used)`.
+        remarks: whatever else a reader should know, a line each.
+    """
+
+    source: str
+    target: str
+    rows: tuple[tuple[str, tuple[int, ...], str, str, str, str], ...]
+    listed: tuple[tuple[str, str], ...]
+    remarks: tuple[str, ...]
+    verified: bool
+
+    def __str__(self) -> str:
+        head = ("ours", "shape", self.source, "transform", self.target, "transform")
+        table = [head, *((row[0], "x".join(map(str, row[1])), *row[2:]) for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        for why in dict.fromkeys(why for _, why in self.listed):
+            names = [name for name, reason in self.listed if reason == why]
+            lines.append(f"not used, {why} ({len(names)}): {some(names)}")
+        lines += [f"note: {remark}" for remark in self.remarks]
+        done = "; all bits equal after reading back" if self.verified else ""
+        return "\n".join([*lines, f"{self.source} -> {self.target}: {len(self.rows)} weights{done}"])
+
+
+def convert(
+    input_dir: str | Path,
+    output_dir: str | Path,
+    to_format: str,
+    from_format: str | None = None,
+    changes: Changes | None = None,
+    verify: bool = False,
+) -> Conversion:
+    """Write the checkpoint in `input_dir` to `output_dir` in another format, or the same one, complete or not at all.
+
+    Args:
+        input_dir: a directory, or the name of a published checkpoint, see `hub`.
+        to_format, from_format: names in `formats.FORMATS`; None finds out.
+        verify: read everything back and compare bit by bit before it takes its name.
+
+    Raises:
+        CheckpointError: the source is broken or does not fit, has unknown keys, or the target cannot be written.
+        ConfigError: an option cannot be used, or `output_dir` is not empty.
+    """
+    changes = changes or Changes()
+    target_path = Path(output_dir)
+    target = choose(FORMATS, to_format, "format")
+    if from_format is not None:
+        choose(FORMATS, from_format, "format")
+    check_target(target_path)
+    source_path = hub.resolve(input_dir)
+    source, matched = match(source_path, from_format, changes)
+    contents, weights = change(matched.contents, formats.read_weights(source_path, matched), changes)
+    only_ours(target, contents, weights)
+    with in_one_piece(target_path) as folder:
+        remarks = write(folder, target, contents, weights)
+        again = read_back(folder, target_path, target, contents, weights, verify)
+    return Conversion(
+        source.name,
+        target.name,
+        tuple(rows(matched, again)),
+        tuple(matched.listed),
+        (*contents.remarks, *not_carried(source_path, source, matched), *remarks),
+        verify,
+    )
+
+
+def match(path: Path, from_format: str | None, changes: Changes) -> tuple[Format, Match]:
+    """Open the source and match its tensors with our weights.
+
+    Raises:
+        CheckpointError: see `formats.match`; or a key of its settings is unknown.
+    """
+    try:
+        source, contents = formats.read(path, from_format)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    unknown = [key for key in contents.unknown if key.rpartition(": ")[2] not in changes.keep_keys]
+    if unknown:
+        names = ",".join(key.rpartition(": ")[2] for key in unknown)
+        raise CheckpointError(
+            f"{path}: unknown keys, which may change what the model computes: {'; '.join(unknown[:5])}"
+            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; --keep_keys={names} if they do not"
+        )
+    return source, formats.match(path, source, contents, changes.drop)
+
+
+def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Contents, Weights]:
+    """Apply what the caller asked for.
+
+    Raises:
+        ConfigError: a table would shrink, or an activation is unknown.
+    """
+    encoder, weights, remarks = contents.encoder, dict(weights), []
+    if changes.activation is not None:
+        from keras_bert.model.kernels import ACTIVATIONS  # brings Keras, which nothing else here needs
+
+        choose(ACTIVATIONS, changes.activation, "activation")
+        encoder = dataclasses.replace(encoder, activation=changes.activation)
+    for field, path, grown in (
+        ("num_segments", "encoder/segments/embeddings", lambda table, rows: table[np.minimum(rows, len(table) - 1)]),
+        ("max_positions", "encoder/positions/embeddings", lambda table, rows: table[rows % len(table)]),
+    ):
+        wanted, there = getattr(changes, field), getattr(encoder, field)
+        if wanted is None or wanted == there:
+            continue
+        if wanted < there:
+            raise ConfigError(f"{field} {wanted} is less than the {there} of the model; rows are added, never cut")
+        if wanted > MOST_ROWS:
+            raise ConfigError(f"{field} {wanted} is more than {MOST_ROWS}")
+        if path not in weights:
+            raise ConfigError(f"{field}: the model has no such table")
+        encoder = dataclasses.replace(encoder, **{field: wanted})
+        weights[path] = np.ascontiguousarray(grown(weights[path], np.arange(wanted)))
+        how = "copies of the last row" if field == "num_segments" else "the old rows from the first on"
+        remarks.append(f"{path}: {there} rows grown to {wanted}, the new ones {how}")
+    text = contents.text
+    if changes.do_lower_case is not None:
+        text = dataclasses.replace(text, do_lower_case=changes.do_lower_case)
+    remarks = [*contents.remarks, *remarks]
+    return dataclasses.replace(contents, encoder=encoder, text=text, remarks=tuple(remarks)), weights
+
+
+def only_ours(target: Format, contents: Contents, weights: Weights) -> None:
+    """Raises CheckpointError where the encoder is one that only our format can hold."""
+    if target is formats.ours.FORMAT:
+        return
+    for field, usual in {"positions": "absolute", "attention_mask": "bidirectional"}.items():
+        if getattr(contents.encoder, field) != usual:
+            raise CheckpointError(f"{target.name} has no encoder with {field} {getattr(contents.encoder, field)!r}")
+
+
+def write(folder: Path, target: Format, contents: Contents, weights: Weights) -> list[str]:
+    """Write into an empty directory; returns what a reader should know of it.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    there = parts_of(contents, weights)
+    held = target.holds(contents, there)
+    inside = {path for part in held for path in paths(part, contents)}
+    beside = {path: value for path, value in weights.items() if path not in inside}
+    absent = sorted(target.needs - there)
+    zeros = {
+        entry.path: np.zeros(entry.shape, np.float32)
+        for part in absent
+        for entry in entries(target.table, part, contents.encoder, contents.head)
+    }
+    try:
+        target.write(folder, contents, {path: weights[path] for path in weights if path in inside} | zeros)
+        if target is formats.ours.FORMAT:
+            return []
+        unsaid = extra.unsaid(contents, target.read(folder))
+        extra.write(folder, unsaid | ({"absent": absent} if absent else {}), beside)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+    return [*limits(target, contents, unsaid), *(f"{part}: zeros, the model has none" for part in absent)]
+
+
+def limits(target: Format, contents: Contents, unsaid: dict[str, Any]) -> list[str]:
+    """What programs of the target's own will not know, and where they compute something else."""
+    lines = []
+    for name, value in target.fixed.items():
+        wanted = getattr(contents.encoder, name)
+        if wanted != value:
+            lines.append(f"{name} is {wanted!r} here; programs of {target.name} compute {value!r} all the same")
+    kept = [f"{part}.{key}" for part in extra.FIELDS for key in unsaid.get(part, {})]
+    kept += [name for name in (*extra.WHOLE, "notes") if name in unsaid]
+    kept += [
+        f"{file}: {', '.join(keys)}" for files in unsaid.get("origins", {}).values() for file, keys in files.items()
+    ]
+    if kept:
+        lines.append(f"{target.name} has no place for {'; '.join(kept)}: kept in {extra.EXTRA_FILE}")
+    return lines
+
+
+def parts_of(contents: Contents, weights: Weights) -> set[str]:
+    """The parts that a model has."""
+    return {part for part in PARTS if weights.keys() & set(paths(part, contents))}
+
+
+def paths(part: str, contents: Contents) -> list[str]:
+    """Our paths of the weights of a part."""
+    return [e.path for e in entries(formats.ours.FORMAT.table, part, contents.encoder, contents.head)]
+
+
+def read_back(folder: Path, name: Path, target: Format, contents: Contents, weights: Weights, every_bit: bool) -> Match:
+    """Open what was written and compare its settings, vocabulary and names, and where asked all bits of the weights.
+
+    Raises:
+        CheckpointError: anything differs.
+    """
+    found, again = formats.read(folder)
+    matched = formats.match(folder, found, again)
+    fields = ("encoder", "text", "vocabulary", "head", "data")
+    differing = [field for field in fields if getattr(matched.contents, field) != getattr(contents, field)]
+    differing += sorted(weights.keys() ^ matched.rows.keys())
+    if every_bit and not differing:
+        values = formats.read_weights(folder, matched)
+        differing = [path for path in weights if weights[path].tobytes() != values[path].tobytes()]
+    if found is not target or differing:
+        raise CheckpointError(f"{name}: reads back differently: {some(differing, 5)}; nothing was written")
+    return matched
+
+
+def rows(matched: Match, again: Match) -> Iterator[tuple[str, tuple[int, ...], str, str, str, str]]:
+    """The lines of the report: of each weight where it came from, where it went, and how."""
+    for path, (entry, stored) in matched.rows.items():
+        to, there = again.rows[path]
+        how = entry.transform.name + (f", {stored.dtype}" if stored.dtype not in ("F32", "float32") else "")
+        yield path, to.shape, stored.key, how, there.key, to.transform.name
+
+
+def not_carried(path: Path, source: Format, matched: Match) -> list[str]:
+    """Files of the source that a conversion does not look at."""
+    own = {extra.EXTRA_FILE, extra.EXTRA_WEIGHTS_FILE}
+    names = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
+    left = [name for name in names if name not in own and not re.fullmatch(source.files, name)]
+    return [f"not carried: {some(left)}"] if left else []
+
+
+def check_target(path: Path) -> None:
+    """Raises ConfigError where a directory cannot take the result; nothing is touched."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path}: is a file; name a directory")
+    if path.exists() and any(path.iterdir()):
+        raise ConfigError(f"{path}: is not empty; name another directory")
+
+
+@contextlib.contextmanager
+def in_one_piece(path: Path) -> Any:
+    """A temporary directory beside `path` that takes its name when the block ends well, and vanishes otherwise.
+
+    Raises:
+        CheckpointError: it cannot be made or renamed.
+    """
+    path = Path(os.path.abspath(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        yield folder
+        try:
+            for file in (p for p in folder.rglob("*") if p.is_file()):
+                with open(file, "rb+") as stream:
+                    os.fsync(stream.fileno())
+                os.chmod(file, 0o644)
+            os.chmod(folder, 0o755)
+            if path.exists():
+                path.rmdir()
+            os.rename(folder, path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

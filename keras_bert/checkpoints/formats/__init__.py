@@ -1,0 +1,171 @@
+"""The formats of checkpoints: for each a name table that is read in both directions, and its files.
+
+A new format is one module with a `Format` and one row in `FORMATS`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from keras_bert.checkpoints.formats import extra, garden, hf, keras_hub, ours, tf1
+from keras_bert.checkpoints.formats.format import Format
+from keras_bert.checkpoints.formats.settings import Contents, some
+from keras_bert.checkpoints.formats.table import PARTS, WITHOUT_LOGITS, Entry, Stored, entries
+from keras_bert.config import DataConfig, choose
+from keras_bert.errors import CheckpointError, ConfigError
+
+FORMATS: dict[str, Format] = {f.name: f for f in (ours.FORMAT, tf1.FORMAT, garden.FORMAT, keras_hub.FORMAT, hf.FORMAT)}
+"""In the order in which a directory is looked at."""
+
+
+def detect(path: Path, name: str | None = None) -> Format:
+    """The format of a directory; `name` asks for one.
+
+    Raises:
+        CheckpointError: the directory holds none of the formats, or not the one asked for.
+    """
+    found = [f for f in FORMATS.values() if (path / f.mark).exists()]
+    here = next((f for f in found if f.is_here(path)), None)
+    if here is None:
+        files = sorted(p.name for p in path.iterdir())
+        marks = ", ".join(dict.fromkeys(f.mark for f in FORMATS.values()))
+        raise CheckpointError(f"{path}: holds no checkpoint: none of {marks} among {some(files)}")
+    if name is not None and choose(FORMATS, name, "format").name != here.name:
+        raise CheckpointError(f"{path}: holds a {here.name} checkpoint, not a {name} one")
+    return here
+
+
+def read(path: Path, name: str | None = None) -> tuple[Format, Contents]:
+    """The format of a directory and what it says beside the weights.
+
+    Raises:
+        CheckpointError: see `detect`; or its parts are broken, or do not fit.
+        DataError: the vocabulary is broken.
+    """
+    found = detect(path, name)
+    return found, extra.apply(path, found.read(path))
+
+
+@dataclass(frozen=True)
+class Match:
+    """The tensors of a directory, matched with our weights; nothing has been read yet.
+
+    Attributes:
+        contents: with the head that the tensors show.
+        rows: our path -> where the weight is and what it holds.
+        listed: `(tensor, why it is not used)`.
+        copies: tensor -> our path whose weight it must equal.
+    """
+
+    format: Format
+    contents: Contents
+    rows: dict[str, tuple[Entry, Stored]]
+    listed: list[tuple[str, str]]
+    copies: dict[str, tuple[str, Stored]]
+
+
+def match(path: Path, found: Format, contents: Contents, leave_out: str = "") -> Match:
+    """Match every tensor with a weight, and every weight with a tensor.
+
+    Args:
+        leave_out: pattern of names of tensors that may stay unused.
+
+    Raises:
+        CheckpointError: a weight has no tensor or one of another shape, or a tensor has no place; both lists.
+        ConfigError: `leave_out` is no pattern.
+    """
+    try:
+        leaving = re.compile(leave_out or "$^")
+    except re.error as error:
+        raise ConfigError(f"{leave_out!r} is not a regular expression ({error})") from error
+    stored = found.tensors(path, names_of(found, contents))
+    contents = dataclasses.replace(contents, head=found.head(contents, stored))
+    beside = {} if found is ours.FORMAT else extra.tensors(path)
+    rows: dict[str, tuple[Entry, Stored]] = {}
+    listed = [(value.key, "left out as asked") for name, value in stored.items() if leaving.fullmatch(name)]
+    rest = {name: value for name, value in stored.items() if not leaving.fullmatch(name)}
+    unfilled: list[str] = []
+    for part in PARTS:
+        wanted, source = _where(part, found, contents, rest, beside)
+        for entry in wanted:
+            value = source.pop(entry.name, None)
+            if part in contents.absent:
+                listed.append((entry.name, f"zeros of a {part} that the model does not have"))
+            elif value is None or (reason := _misfit(entry, value)):
+                unfilled.append(f"{entry.path} ({entry.name if value is None else reason})")
+            else:
+                rows[entry.path] = (entry, value)
+    head = contents.head
+    has_logits = any(path_.startswith("head/logits/") for path_ in (*rows, *unfilled))
+    if head is not None and head.task not in WITHOUT_LOGITS and not has_logits:
+        if any(entry.name in stored for entry in entries(found.table, "logits", contents.encoder, head)):
+            contents = dataclasses.replace(contents, head=None, data=None)  # its weights were left out as asked
+        else:
+            unfilled.append(f"head/logits/kernel (of the head for {head.task} that the settings name)")
+    copies = {name: (path_, rest.pop(name)) for name, path_ in found.copies.items() if name in rest and path_ in rows}
+    listed += [(v.key, "no weights of the model") for name, v in rest.items() if re.fullmatch(found.ignored, name)]
+    no_place = sorted(name for name in (*rest, *beside) if not re.fullmatch(found.ignored, name))
+    if unfilled or no_place:
+        raise CheckpointError(f"{path}: does not fit: {'; '.join(_both_lists(unfilled, no_place))}")
+    if contents.head is not None and contents.data is None:
+        contents = dataclasses.replace(contents, data=DataConfig())
+    return Match(found, contents, rows, listed, copies)
+
+
+def _where(
+    part: str, found: Format, contents: Contents, stored: dict[str, Stored], beside: dict[str, Stored]
+) -> tuple[list[Entry], dict[str, Stored]]:
+    """The weights of a part that the model has, and the tensors they are among: the format's, or ours beside them."""
+    if part == "logits" and contents.head is None:
+        return [], {}
+    own = list(entries(ours.FORMAT.table, part, contents.encoder, contents.head))
+    if any(entry.name in beside for entry in own):
+        return own, beside
+    theirs = list(entries(found.table, part, contents.encoder, contents.head))
+    return (theirs if part == "encoder" or any(entry.name in stored for entry in theirs) else []), stored
+
+
+def _misfit(entry: Entry, value: Stored) -> str:
+    """Why a tensor cannot be this weight; empty where it can."""
+    if value.shape != entry.stored:
+        return f"{entry.name} is {value.shape}, not {entry.stored}"
+    if not value.dtype.lower().startswith(("f", "bf")):
+        return f"{entry.name} holds {value.dtype}, not floating-point numbers"
+    return ""
+
+
+def names_of(found: Format, contents: Contents) -> list[str]:
+    """All names that a format has for the weights of such a model."""
+    return [entry.name for part in PARTS for entry in entries(found.table, part, contents.encoder, contents.head)]
+
+
+def _both_lists(unfilled: list[str], no_place: list[str]) -> Iterable[str]:
+    for what, names in (("not filled", unfilled), ("no place for", no_place)):
+        if names:
+            yield f"{len(names)} {what}: {some(names, 5)}"
+
+
+def read_weights(path: Path, matched: Match) -> dict[str, np.ndarray]:
+    """The weights under our paths, C-contiguous float32.
+
+    Raises:
+        CheckpointError: values cannot be read or are not numbers; or a copy of a tied weight differs from it.
+    """
+    weights = {}
+    for ours_path, (entry, stored) in matched.rows.items():
+        value = np.ascontiguousarray(entry.transform(stored.read(), entry.shape), np.float32)
+        if not np.isfinite(value).all():
+            raise CheckpointError(f"{path}: {entry.name} holds values that are not numbers")
+        weights[ours_path] = value
+    for name, (ours_path, stored) in matched.copies.items():
+        if stored.shape != weights[ours_path].shape or not np.array_equal(stored.read(), weights[ours_path]):
+            raise CheckpointError(
+                f"{path}: {name} differs from {matched.rows[ours_path][0].name}, to which it should be tied; "
+                f"leave it out with --drop={re.escape(name)} if it is not needed"
+            )
+        matched.listed.append((name, f"equal to {matched.rows[ours_path][0].name}"))
+    return weights

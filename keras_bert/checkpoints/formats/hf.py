@@ -1,0 +1,246 @@
+"""Hugging Face: `config.json`, `model.safetensors` or `pytorch_model.bin`, `vocab.txt`, `tokenizer_config.json`."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_bert.checkpoints.formats.containers import WEIGHTS_FILE, read_safetensors, write_safetensors
+from keras_bert.checkpoints.formats.format import Format
+from keras_bert.checkpoints.formats.settings import (
+    VOCABULARY_FILE,
+    Contents,
+    build,
+    checked,
+    encoder_keys,
+    find_vocabulary,
+    is_cased,
+    read_encoder,
+    read_json,
+    text_config,
+    write_json,
+    write_vocabulary,
+)
+from keras_bert.checkpoints.formats.table import ORIGINAL, Stored, Transform, rows, same, to_theirs, transpose
+from keras_bert.checkpoints.formats.torch_file import read_torch
+from keras_bert.config import HeadConfig
+from keras_bert.errors import CheckpointError
+from keras_bert.rules import Rules
+
+CONFIG_FILE, TOKENIZER_FILE, TORCH_FILE = "config.json", "tokenizer_config.json", "pytorch_model.bin"
+GELU, FLAVOUR = "gelu", "hf"
+SPECIAL_TOKENS = {name: f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
+TOKENIZER_ONLY: dict[str, tuple[Any, ...]] = {
+    "tokenize_chinese_chars": (True, None),
+    "do_basic_tokenize": (True, None),
+    "never_split": (None, []),
+    "tokenizer_class": ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None),
+}
+"""Keys of the tokenizer that change ids, and the values that ours computes."""
+
+
+_LAYERS = {ours: theirs.replace("layer_{i}", "layer/{i}").replace("/", ".") for ours, theirs in ORIGINAL.items()}
+_ENDS = {"kernel": ".weight", "bias": ".bias", "gamma": ".weight", "beta": ".bias", "embeddings": ".weight"}
+_TURNED: Rules[Transform] = ((r"/kernel$", transpose), (r".*", same))
+TABLE = rows(_LAYERS | {"head/next_sentence": "cls.seq_relationship", "head/logits": "classifier"}, _ENDS, _TURNED)
+TABLE["span"] = rows({"head/logits": "qa_outputs"}, _ENDS, _TURNED)["logits"]
+TABLE["masked_lm"].append(("head/masked_lm/bias", "cls.predictions.bias", same))
+
+ARCHITECTURES = {
+    "classify": "BertForSequenceClassification",
+    "multilabel": "BertForSequenceClassification",
+    "regress": "BertForSequenceClassification",
+    "choice": "BertForMultipleChoice",
+    "tag": "BertForTokenClassification",
+    "span": "BertForQuestionAnswering",
+}
+"""Task -> the class of transformers that computes it."""
+
+PROBLEMS = {
+    "multilabel": "multi_label_classification",
+    "regress": "regression",
+    "classify": "single_label_classification",
+}
+ANEW = ("architectures", "transformers_version", "torch_dtype", "dtype")
+OF_THE_HEAD = ("problem_type", "id2label", "label2id", "num_labels", "_num_labels", "classifier_dropout")
+"""Keys that are written from what the model is, not from where it came from."""
+
+
+def read(path: Path) -> Contents:
+    """What `config.json` and the tokenizer's files say.
+
+    Raises:
+        CheckpointError: they are broken, or describe what we do not compute.
+        DataError: the vocabulary is broken.
+    """
+    file = path / CONFIG_FILE
+    encoder, raw, rest, unknown = read_encoder(file, GELU)
+    vocabulary = find_vocabulary(path)
+    lower, tokenizer = _tokenizer(path, vocabulary)
+    head = _head(raw, file, encoder.hidden_dropout)
+    for key in (*ANEW, *OF_THE_HEAD) if head else ANEW:
+        rest.pop(key, None)
+    kept = {name: keys for name, keys in ((CONFIG_FILE, rest), (TOKENIZER_FILE, tokenizer)) if keys}
+    contents = Contents(
+        encoder,
+        text_config(file, encoder, lower, FLAVOUR),
+        vocabulary,
+        head,
+        origins={"hf": kept} if kept else {},
+        unknown=unknown,
+    )
+    return checked(path, contents)
+
+
+def _tokenizer(path: Path, vocabulary: list[str]) -> tuple[bool, dict[str, Any]]:
+    """Is the checkpoint uncased? What its tokenizer says, else whether any piece has a capital. And the other keys."""
+    file = path / TOKENIZER_FILE
+    said = read_json(file) if file.exists() else {}
+    for key, allowed in TOKENIZER_ONLY.items():
+        if key in said and said[key] not in allowed:
+            raise CheckpointError(f"{file}: {key} {said[key]!r} changes the ids and is not supported")
+    for name, usual in SPECIAL_TOKENS.items():
+        token = said.get(f"{name}_token", usual)
+        token = token.get("content") if isinstance(token, dict) else token
+        if token not in (usual, None):
+            raise CheckpointError(f"{file}: {name}_token is {token!r}; only {usual} is supported")
+    lower = said.get("do_lower_case")
+    if not isinstance(lower, bool):
+        lower = _lower_case_of_json(path / "tokenizer.json")
+    if not isinstance(lower, bool):
+        lower = not is_cased(vocabulary)
+    if said.get("strip_accents") not in (None, lower):
+        raise CheckpointError(
+            f"{file}: strip_accents {said['strip_accents']!r} with do_lower_case {lower!r} changes the ids and is "
+            "not supported; accents are stripped where text is lower-cased, and only there"
+        )
+    written = {"do_lower_case", "tokenizer_class", *(f"{name}_token" for name in SPECIAL_TOKENS)}
+    return lower, {key: value for key, value in said.items() if key not in written}
+
+
+def _lower_case_of_json(file: Path) -> bool | None:
+    """What the normalizer of a `tokenizer.json` says; None where it says nothing."""
+    if not file.exists():
+        return None
+    normalizer = read_json(file).get("normalizer")
+    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
+    for step in steps if isinstance(steps, list) else []:
+        if isinstance(step, dict) and step.get("type") == "BertNormalizer" and isinstance(step.get("lowercase"), bool):
+            return step["lowercase"]
+        if isinstance(step, dict) and step.get("type") == "Lowercase":
+            return True
+    return None
+
+
+def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> HeadConfig | None:
+    """The head that the file names, with its labels; None where it names none of ours."""
+    names = raw.get("architectures")
+    name = names[0] if isinstance(names, list) and names else ""
+    tasks = [task for task, architecture in ARCHITECTURES.items() if architecture == name]
+    if not tasks:
+        return None
+    table = raw.get("id2label")
+    count = raw.get("num_labels", raw.get("_num_labels", 2))
+    if table is None and type(count) is int and 0 < count < 2**20:
+        table = {str(i): f"LABEL_{i}" for i in range(count)}
+    if not isinstance(table, dict) or set(table) != {str(i) for i in range(len(table))}:
+        raise CheckpointError(f"{file}: id2label must name the labels 0 to n - 1, got {str(table)[:80]}")
+    labels = tuple(str(table[str(i)]) for i in range(len(table)))
+    problem = raw.get("problem_type")
+    if len(tasks) == 1:
+        task = tasks[0]
+    elif problem is not None:
+        known = {theirs: ours for ours, theirs in PROBLEMS.items()}
+        if problem not in known:
+            raise CheckpointError(f"{file}: problem_type {problem!r}; it can be one of {', '.join(known)}")
+        task = known[problem]
+    else:
+        task = "regress" if len(labels) == 1 else "classify"
+    if task == "regress" and len(labels) != 1:
+        raise CheckpointError(f"{file}: problem_type regression with {len(labels)} labels; only one is supported")
+    rate = raw.get("classifier_dropout")
+    values = {
+        "task": task,
+        "labels": labels if task in ("classify", "multilabel", "tag") else (),
+        "dropout": dropout if rate is None else rate,
+    }
+    return build(HeadConfig, values, file)
+
+
+def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
+    """The tensors, without the prefix `bert.` and with today's names of layer norms."""
+    if (path / WEIGHTS_FILE).exists():
+        found = read_safetensors(path / WEIGHTS_FILE)
+    elif (path / TORCH_FILE).exists():
+        found = read_torch(path / TORCH_FILE)
+    else:
+        shards = "; it is split into several files, which are not read" * bool(list(path.glob("*.index.json")))
+        raise CheckpointError(f"{path}: has no {WEIGHTS_FILE}{shards}")
+    return {re.sub(r"^bert\.", "", old_norm(name)): value for name, value in found.items()}
+
+
+def old_norm(name: str) -> str:
+    """bert-base-uncased and its time name the weights of layer norms as the original did."""
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
+
+
+def write(path: Path, contents: Contents, weights: Mapping[str, np.ndarray]) -> None:
+    """Write a directory that transformers loads."""
+    named = to_theirs(TABLE, weights, contents)
+    bare = re.compile(r"cls\.|classifier\.|qa_outputs\.")
+    prefix = "bert." if any(bare.match(name) for name in named) else ""
+    write_safetensors(
+        path / WEIGHTS_FILE, {name if bare.match(name) else prefix + name: value for name, value in named.items()}
+    )
+    write_json(path / CONFIG_FILE, _config(contents, weights))
+    special = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items() if token in contents.vocabulary}
+    tokenizer = {"do_lower_case": contents.text.do_lower_case, "tokenizer_class": "BertTokenizer", **special}
+    usual = {"model_max_length": contents.encoder.max_positions}
+    write_json(path / TOKENIZER_FILE, usual | contents.origin("hf", TOKENIZER_FILE) | tokenizer)
+    write_vocabulary(path / VOCABULARY_FILE, contents.vocabulary)
+
+
+def _config(contents: Contents, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    head = contents.head
+    if head is not None and head.task in ARCHITECTURES:
+        name = ARCHITECTURES[head.task]
+    elif "head/masked_lm/bias" in weights:
+        name = "BertForPreTraining" if "head/next_sentence/bias" in weights else "BertForMaskedLM"
+    else:
+        name = "BertForNextSentencePrediction" if "head/next_sentence/bias" in weights else "BertModel"
+    config = {
+        "architectures": [name],
+        "model_type": "bert",
+        "torch_dtype": "float32",
+        **encoder_keys(contents.encoder, GELU),
+        "position_embedding_type": "absolute",
+    }
+    if head is not None and head.task in ARCHITECTURES:
+        labels = head.labels or tuple(f"LABEL_{i}" for i in range(2 if head.task == "span" else 1))
+        config |= {
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "classifier_dropout": head.dropout,
+        }
+        if head.task in PROBLEMS:
+            config["problem_type"] = PROBLEMS[head.task]
+    return contents.origin("hf", CONFIG_FILE) | config
+
+
+FORMAT = Format(
+    name="hf",
+    mark=CONFIG_FILE,
+    is_here=lambda path: (path / CONFIG_FILE).exists() and "class_name" not in read_json(path / CONFIG_FILE),
+    table=TABLE,
+    read=read,
+    tensors=tensors,
+    write=write,
+    files=r"config\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.txt|model\.safetensors|pytorch_model\.bin",
+    ignored=r"embeddings\.(position_ids|token_type_ids)",
+    copies={
+        "cls.predictions.decoder.weight": "encoder/tokens/embeddings",
+        "cls.predictions.decoder.bias": "head/masked_lm/bias",
+    },
+)

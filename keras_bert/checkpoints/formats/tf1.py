@@ -1,0 +1,115 @@
+"""google-research/bert: `bert_config.json`, `bert_model.ckpt.*` with named tensors, `vocab.txt`."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from keras_bert.checkpoints.formats.containers import Bundle, find_bundle, is_object_based, write_bundle
+from keras_bert.checkpoints.formats.format import Format
+from keras_bert.checkpoints.formats.settings import (
+    VOCABULARY_FILE,
+    Contents,
+    checked,
+    encoder_keys,
+    find_vocabulary,
+    is_cased,
+    read_encoder,
+    text_config,
+    write_json,
+    write_vocabulary,
+)
+from keras_bert.checkpoints.formats.table import ORIGINAL, Row, Stored, rows, same, to_theirs, transpose
+from keras_bert.config import HeadConfig
+
+CONFIG_FILE, PREFIX = "bert_config.json", "bert_model.ckpt"
+GELU = "gelu_tanh"
+FIXED = {"activation": GELU, "layer_norm_epsilon": 1e-12}
+FILES = r"bert_config\.json|vocab\.txt|checkpoint|(.*\.)?ckpt.*\.(index|meta|data-.*)"
+UNSAID = ("layer_norm_eps", "pad_token_id")
+"""Keys that the original's `BertConfig` does not have."""
+
+
+def classifier(name: str) -> list[Row]:
+    """A head as the original's `run_classifier.py` and `run_squad.py` make it."""
+    return [
+        ("head/logits/kernel", f"{name}output_weights", transpose),
+        ("head/logits/bias", f"{name}output_bias", same),
+    ]
+
+
+TABLE = rows(ORIGINAL, {name: f"/{name}" for name in ("kernel", "bias", "gamma", "beta")} | {"embeddings": ""}) | {
+    "next_sentence": [
+        ("head/next_sentence/kernel", "cls/seq_relationship/output_weights", transpose),
+        ("head/next_sentence/bias", "cls/seq_relationship/output_bias", same),
+    ],
+    "logits": classifier(""),
+    "span": classifier("cls/squad/"),
+}
+TABLE["masked_lm"].append(("head/masked_lm/bias", "cls/predictions/output_bias", same))
+
+
+def read_settings(path: Path, name: str) -> Contents:
+    """What `bert_config.json` and `vocab.txt` say, without a head; Model Garden has the same files."""
+    file = path / CONFIG_FILE
+    encoder, _, rest, unknown = read_encoder(file, GELU)
+    vocabulary = find_vocabulary(path)
+    text = text_config(file, encoder, not is_cased(vocabulary))
+    origins = {name: {CONFIG_FILE: rest}} if rest else {}
+    return Contents(encoder, text, vocabulary, origins=origins, unknown=unknown)
+
+
+def write_settings(path: Path, contents: Contents, name: str) -> None:
+    """`bert_config.json` and `vocab.txt`."""
+    known = {key: value for key, value in encoder_keys(contents.encoder, GELU).items() if key not in UNSAID}
+    write_json(path / CONFIG_FILE, contents.origin(name, CONFIG_FILE) | known)
+    write_vocabulary(path / VOCABULARY_FILE, contents.vocabulary)
+
+
+def read(path: Path) -> Contents:
+    """What the directory says. A classifier's labels are their numbers: the format has no names for them."""
+    return checked(path, read_settings(path, "tf1"))
+
+
+def head_of(contents: Contents, shapes: Mapping[str, Stored]) -> HeadConfig | None:
+    """The head that a checkpoint's tensors are those of."""
+    if contents.head is not None:
+        return contents.head
+    if "cls/squad/output_bias" in shapes:
+        return HeadConfig(task="span")
+    if "output_bias" not in shapes:
+        return None
+    width = shapes["output_bias"].shape[0] if shapes["output_bias"].shape else 0
+    if width < 2:
+        return HeadConfig(task="regress")
+    return HeadConfig(task="classify", labels=tuple(map(str, range(width))))
+
+
+def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
+    """The tensors, without the prefix `bert/`."""
+    bundle = Bundle(find_bundle(path))
+    return {re.sub("^bert/", "", key): bundle.stored(key) for key in bundle.shapes}
+
+
+def write(path: Path, contents: Contents, weights: Mapping[str, np.ndarray]) -> None:
+    """Write a directory that the original's scripts read."""
+    named = to_theirs(TABLE, weights, contents)
+    bare = re.compile("cls/|output_(weights|bias)$")
+    write_bundle(path / PREFIX, {name if bare.match(name) else f"bert/{name}": v for name, v in named.items()})
+    write_settings(path, contents, "tf1")
+
+
+FORMAT = Format(
+    name="tf1",
+    mark=CONFIG_FILE,
+    is_here=lambda path: (path / CONFIG_FILE).exists() and not is_object_based(path),
+    table=TABLE,
+    read=read,
+    tensors=tensors,
+    write=write,
+    head=head_of,
+    ignored=r"(.*/adam_[mv]|global_step)",
+    files=FILES,
+    fixed=FIXED,
+)

@@ -1,0 +1,35 @@
+"""Every setting of the package, as frozen dataclasses without Keras; a field with a help text is also a flag.
+
+`base` has what all share, `model` the encoder, `text` rows of tokens, `tasks` heads and columns, `training` runs, and
+`pretrain` corpora, masks and pretraining. A new setting is one field with its help; it becomes a flag by itself.
+"""
+
+from keras_bert.config.base import T as T
+from keras_bert.config.base import check_choices as check_choices
+from keras_bert.config.base import choose as choose
+from keras_bert.config.base import dumps as dumps
+from keras_bert.config.base import flag as flag
+from keras_bert.config.base import from_dict as from_dict
+from keras_bert.config.base import require as require
+from keras_bert.config.base import to_dict as to_dict
+from keras_bert.config.model import FEATURES as FEATURES
+from keras_bert.config.model import SIZES as SIZES
+from keras_bert.config.model import EncoderConfig as EncoderConfig
+from keras_bert.config.pretrain import CorpusConfig as CorpusConfig
+from keras_bert.config.pretrain import MaskingConfig as MaskingConfig
+from keras_bert.config.pretrain import PretrainConfig as PretrainConfig
+from keras_bert.config.tasks import MEANT_FOR as MEANT_FOR
+from keras_bert.config.tasks import PAIRED as PAIRED
+from keras_bert.config.tasks import SENTENCES as SENTENCES
+from keras_bert.config.tasks import TARGETS as TARGETS
+from keras_bert.config.tasks import VECTORS as VECTORS
+from keras_bert.config.tasks import WEIGHTED as WEIGHTED
+from keras_bert.config.tasks import DataConfig as DataConfig
+from keras_bert.config.tasks import HeadConfig as HeadConfig
+from keras_bert.config.text import TextConfig as TextConfig
+from keras_bert.config.text import WindowConfig as WindowConfig
+from keras_bert.config.training import FROZEN as FROZEN
+from keras_bert.config.training import FinetuneConfig as FinetuneConfig
+from keras_bert.config.training import OptimizerConfig as OptimizerConfig
+from keras_bert.config.training import RunConfig as RunConfig
+from keras_bert.config.training import TrainConfig as TrainConfig

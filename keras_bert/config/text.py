@@ -1,0 +1,49 @@
+"""How strings become rows of tokens."""
+
+from dataclasses import dataclass
+
+from keras_bert.config.base import check_choices, flag, require
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How strings become token ids, and what is kept of texts that are too long.
+
+    `flavour` is the tokenizer that the checkpoint was trained with, see `tokenizer.Tokenizer`: "original"
+    (google-research/bert) or "hf" (Hugging Face); the importer sets it.
+    """
+
+    do_lower_case: bool = flag(True, "Lower-case the text and strip accents; must fit the vocabulary.")
+    max_seq_length: int = flag(128, "Longest row in tokens, [CLS] and [SEP] included; longer texts are cut.")
+    truncation: str = flag(
+        "longest_first",
+        "How segments share a row that is too short for all.",
+        ("longest_first", "round_robin", "waterfall"),
+    )
+    truncation_part: str = flag("head", "Which part of a text that is too long is kept.", ("head", "tail", "head_tail"))
+    flavour: str = "original"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        require(self.flavour in ("original", "hf"), f"flavour must be original or hf, got {self.flavour!r}")
+        require(self.max_seq_length >= 3, f"max_seq_length must be at least 3, got {self.max_seq_length}")
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """Long texts read whole, in overlapping windows whose scores are merged, where they are not to be cut.
+
+    The last segment of a row is what windows move over; the number of windows bounds what a text can cost. Tags and
+    spans need no merging: each token is judged in the window that shows most of what is around it.
+    """
+
+    max_windows: int = flag(1, "Windows of a long text that are read; 1 cuts the text instead.")
+    doc_stride: int = flag(0, "Tokens from the start of a window to the start of the next; 0 is half a window.")
+    window_merge: str = flag("mean", "How the scores of a text's windows become one.", ("mean", "max", "first"))
+    max_query_length: int = flag(64, "Tokens of a question; --task=span reads windows of the passage beside it.")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        require(1 <= self.max_windows <= 1000, f"max_windows must be from 1 to 1000, got {self.max_windows}")
+        require(self.doc_stride >= 0, f"doc_stride must be 0 or more, got {self.doc_stride}")
+        require(self.max_query_length >= 1, f"max_query_length must be at least 1, got {self.max_query_length}")

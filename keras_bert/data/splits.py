@@ -1,0 +1,96 @@
+"""Which rows train and which evaluate: stratified, with equal texts on the same side."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_bert.config import DataConfig
+from keras_bert.data.tables import Table
+from keras_bert.errors import DataError
+
+# === Splits and batches ===
+
+
+def split(groups: Sequence[str], strata: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split rows into train and held-out indices, stratified, with equal `groups` on the same side.
+
+    Args:
+        groups: rows that must stay together have equal values (duplicate texts).
+        strata: the label of each row; each label gives about `share` of its rows (a group counts as its
+            first row's label).
+        share: part of the rows to hold out, in (0, 1).
+        seed: of the shuffle.
+
+    Returns:
+        Two sorted index lists that cover all rows.
+    """
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    by_stratum: dict[str, list[list[int]]] = {}
+    for rows in members.values():
+        by_stratum.setdefault(strata[rows[0]], []).append(rows)
+    held: set[int] = set()
+    for name in sorted(by_stratum):
+        bags = by_stratum[name]
+        random.Random(f"{seed}/{name}").shuffle(bags)
+        wanted, taken = round(share * sum(len(b) for b in bags)), 0
+        for bag in bags:
+            if taken + len(bag) <= wanted:
+                held.update(bag)
+                taken += len(bag)
+    return [i for i in range(len(groups)) if i not in held], sorted(held)
+
+
+def folds(groups: Sequence[str], strata: Sequence[str], count: int, seed: int) -> np.ndarray:
+    """The fold of each row, int32 `[n]` from 0: stratified, with equal `groups` in the same fold.
+
+    Of each label (a group counts as its first row's) every fold gets about the same number of rows, and so in all:
+    groups are shuffled, the large ones placed first, each where so far is least.
+    """
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    by_stratum: dict[str, list[list[int]]] = {}
+    for rows in members.values():
+        by_stratum.setdefault(strata[rows[0]], []).append(rows)
+    fold_of, sizes = np.zeros(len(groups), np.int32), [0] * count
+    for name in sorted(by_stratum):
+        bags, here = by_stratum[name], [0] * count
+        random.Random(f"{seed}/{name}").shuffle(bags)
+        for bag in sorted(bags, key=len, reverse=True):
+            fold = min(range(count), key=lambda k: (here[k], sizes[k]))
+            fold_of[bag] = fold
+            here[fold] += len(bag)
+            sizes[fold] += len(bag)
+    return fold_of
+
+
+def hold_out(rows: Table, data: DataConfig, task: str, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to evaluate on: stratified by label, equal texts on one side.
+
+    Raises:
+        DataError: there are too few rows for both.
+    """
+    groups = texts_of(rows, data, task)
+    strata = rows[data.label_column] if task == "classify" else [""] * len(rows)
+    kept, held = split(groups, strata, share, seed)
+    if not held or not kept:
+        raise DataError(
+            f"{rows.files[0]}: {len(rows)} rows are too few to hold out {share:.0%} of them for evaluation "
+            f"(equal texts stay together; {len(set(groups))} differ); give an evaluation file"
+        )
+    return kept, held
+
+
+def segment_columns(data: DataConfig, task: str) -> list[str]:
+    """The columns that a model of the task reads, in the order of a row's segments."""
+    names = (data.text_column, data.text_pair_column, data.choices_column if task == "choice" else "")
+    return [name for name in names if name]
+
+
+def texts_of(rows: Table, data: DataConfig, task: str) -> list[str]:
+    """What rows may not have in common with those they are judged by: their texts, or of a question its passage."""
+    columns = [c for c in (data.text_column, data.text_pair_column) if c][-1 if task == "span" else 0 :]
+    return ["\0".join(rows[c][i].strip().casefold() for c in columns) for i in range(len(rows))]

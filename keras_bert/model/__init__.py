@@ -1,0 +1,20 @@
+"""BERT's arithmetic, in `keras.ops` only: it runs on TensorFlow, JAX and PyTorch.
+
+`encoder` is all of BERT, `layers` what stands between it and a head, `readout` which layers and which vector are
+read. A new mask, kind of positions, activation, choice of layers or pooling is one function or class and one row:
+`MASKS` in `masks`, `POSITIONS` in `positions`, `ACTIVATIONS` in `kernels`, `LAYERS` and `POOLINGS` in `readout`.
+"""
+
+from keras_bert.rooms import exported
+
+__getattr__, __dir__ = exported(
+    __name__,
+    {
+        "encoder": "Encoder Memory",
+        "masks": "MASKS",
+        "positions": "POSITIONS Positions",
+        "readout": "LAYERS POOLINGS Layers",
+        "layers": "Pooler TiedLogits",
+        "kernels": "ACTIVATIONS",
+    },
+)

@@ -1,0 +1,51 @@
+"""Layers between the encoder and a head: the pooler, and logits over the vocabulary."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_bert.config import EncoderConfig
+from keras_bert.model import kernels
+from keras_bert.model.encoder import LayerNorm, dense
+
+Tensor = Any
+
+
+class Pooler(keras.layers.Layer):
+    """Dense with tanh over the first position (Devlin et al. 2019): `[B, T, D]` -> `[B, D]`."""
+
+    def __init__(self, config: EncoderConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.dense = dense(config, config.hidden_dim, "dense", self.dtype_policy, "tanh")
+
+    def build(self, input_shape: Any = None) -> None:
+        self.dense.build((None, self.config.hidden_dim))
+
+    def call(self, sequence: Tensor) -> Tensor:
+        return self.dense(sequence[:, 0, :])
+
+
+class TiedLogits(keras.layers.Layer):
+    """Vocabulary logits of the masked language model, tied to the token table (Press & Wolf 2017).
+
+    Dense, activation and layer norm, then a product with the encoder's own token table and a free bias:
+    vectors `[..., D]` -> logits `[..., V]`. The table stays the encoder's: it is read, never copied.
+    """
+
+    def __init__(self, config: EncoderConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        act = kernels.activation(config.activation)
+        self.transform = dense(config, config.hidden_dim, "transform", self.dtype_policy, act)
+        self.norm = LayerNorm(config.layer_norm_epsilon, name="norm", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        self.transform.build((None, self.config.hidden_dim))
+        self.norm.build((None, self.config.hidden_dim))
+        self.bias = self.add_weight(name="bias", shape=(self.config.vocab_size,), initializer="zeros")
+
+    def call(self, hidden: Tensor, table: Tensor) -> Tensor:
+        hidden = self.norm(self.transform(hidden))
+        return ops.matmul(hidden, ops.transpose(ops.cast(table, hidden.dtype))) + self.bias

@@ -1,0 +1,358 @@
+"""Text, encoder and head as one function from strings to answers.
+
+`Served.answer` is the whole of it: text -> features -> logits -> answer. `Bert.predict` runs that function in process;
+`export` writes it as the signature `serving_default`, and the others of `signatures.py` beside it. The parts are
+functions of the graph that all signatures call, so weights, vocabulary and graph are in the file once.
+
+Models of the same task, such as those of folds, can answer as one, with the mean of their scores: the text is read once
+for all of them.
+
+Shapes: B texts, W windows (W = B where long texts are cut), T tokens, n labels, M models.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_bert.config import HeadConfig, WindowConfig, choose
+from keras_bert.model.encoder import Memory
+from keras_bert.serving import search
+from keras_bert.serving.groups import by_length
+from keras_bert.tasks.embed import Embed
+from keras_bert.tasks.network import Network, as_rows
+from keras_bert.text import packing
+from keras_bert.text.tokenizer import character_offsets
+from keras_bert.text.vocabulary import MASK
+
+Tensors = dict[str, tf.Tensor]
+
+Pairs = list[tuple[tf.Tensor, tf.Tensor]]
+"""Keys and values of each block, see `encoder.Memory`."""
+
+DTYPES = (tf.float32, tf.int32, tf.string, tf.bool)
+
+
+class Served:
+    """A model as functions from strings to answers.
+
+    Args:
+        text_layer, network: the parts of the model.
+        pair: does it read pairs of texts?
+        windows: how long texts are read; by default they are cut.
+        others: further models of the same task, labels and vocabulary that answer together with `network`.
+
+    Attributes:
+        features: strings `[B]` -> what `Text` gives, and `num_windows` int32 `[B]`.
+        source, next: what `remembering` runs: token_ids and padding_mask `[B, T]` -> `Pairs`; and token_ids,
+            segment_ids, positions `[B, K]`, seen bool `[B, K, P]` and `Pairs` -> logits `[B, K, V]` and `Pairs` of K
+            tokens more.
+        network: token_ids, segment_ids int32 and padding_mask bool `[W, T]` -> `logits`, `sequence` `[W, T, D]`, and
+            `pooled` `[W, D]` where the head has a pooler; of several models `logits` `[W, M, n]` only. Differentiable,
+            also after loading; without dropout.
+
+    Raises:
+        ConfigError: the task has no way to merge windows, or models.
+    """
+
+    def __init__(
+        self,
+        text_layer: Any,
+        network: Network,
+        pair: bool,
+        windows: WindowConfig | None = None,
+        others: Sequence[Network] = (),
+    ) -> None:
+        text_layer = network.head.reading(text_layer)
+        self.networks = (network, *others)
+        self.text_layer, self.head, self.pair = text_layer, network.head, pair
+        self.windows = windows or network.head.windows(text_layer.config.max_seq_length)
+        if self.windows.max_windows > 1 and not self.head.located:
+            choose(MERGED, network.head.config.task, "task with windows")
+        if others:
+            choose(MERGED, network.head.config.task, "task of several models")
+        # Raw variables, not the Keras model: with the model as a child, the graph gets two handles for each
+        # variable and TensorFlow 1 loaders, among them TensorFlow Serving, restore only one of them.
+        self.weights = [v.value for n in self.networks for v in n.weights if "seed_generator" not in v.path]
+        self.num_positions = network.encoder.config.max_positions - network.head.reserved
+        self.vocab_size = network.encoder.config.vocab_size
+        self.texts = [tf.TensorSpec([None], tf.string, name=n) for n in ("text", "text_pair")[: 1 + pair]]
+        if network.head.reads == "choices":
+            self.texts.append(tf.TensorSpec([None, None], tf.string, name="choices"))
+        ids = [tf.TensorSpec([None, None], tf.int32, n) for n in ("token_ids", "segment_ids")]
+        ids.append(tf.TensorSpec([None, None], tf.bool, "padding_mask"))
+
+        def run(token_ids: Any, segment_ids: Any, padding_mask: Any) -> Tensors:
+            features = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
+            if others:
+                logits = ops.stack([one(features, training=False) for one in self.networks], axis=1)
+                return {"logits": ops.cast(logits, "float32")}
+            taps = network.encoded(features, sorted({*network.head.taps, "sequence"}))
+            found = {"logits": network.head(taps, training=False), "sequence": taps["sequence"]}
+            if isinstance(network.head, Embed):
+                found["vectors"] = network.head.readout(taps)
+            if hasattr(network.head, "pooler"):
+                found["pooled"] = network.head.pooler(taps["sequence"])
+            return {name: ops.cast(value, "float32") for name, value in found.items()}
+
+        def read(*texts: Any) -> Tensors:
+            if self.head.located:
+                return text_layer.located(self.windows, *texts) | {"strings": tf.identity(texts[-1])}
+            if self.windows.max_windows > 1:
+                return text_layer.windows(self.windows, *texts)
+            features = text_layer.read(self.head.reads, *texts) | {"strings": tf.identity(texts[-1])}
+            return features | {"num_windows": tf.ones_like(features["num_tokens"])}
+
+        def run_source(token_ids: Any, padding_mask: Any) -> Pairs:
+            memory = [Memory() for _ in network.encoder.blocks]
+            network.encoded({"token_ids": token_ids, "padding_mask": padding_mask}, ("sequence",), memory=memory)
+            return [(one.key, one.value) for one in memory]
+
+        def run_next(token_ids: Any, segment_ids: Any, positions: Any, seen: Any, kept: Pairs) -> tuple[Any, Pairs]:
+            width = tf.range(tf.shape(token_ids)[1])[tf.newaxis, :]
+            apart = {"padding_mask": tf.ones_like(token_ids, tf.bool), "pack_ids": tf.zeros_like(token_ids) + width}
+            features = {"token_ids": token_ids, "segment_ids": segment_ids, "positions": positions} | apart
+            memory = [Memory(*pair) for pair in kept]
+            taps = network.encoded(features, network.head.taps, memory=memory, seen=seen) | {"places": width}
+            logits = ops.cast(network.head(taps, training=False), "float32")
+            return logits, [(one.key, one.value) for one in memory]
+
+        def run_pieces(ids: Any) -> tf.Tensor:
+            known, count = tf.constant([*text_layer.vocabulary, ""]), len(text_layer.vocabulary)
+            return tf.gather(known, tf.where((ids < 0) | (ids >= count), count, ids))
+
+        self.network = tf.function(run, ids, autograph=False)
+        self.source = tf.function(run_source, [ids[0], ids[2]], autograph=False)
+        self.next = tf.function(run_next, autograph=False)
+        self.features = tf.function(read, self.texts, autograph=False)
+        vectors = [spec for spec in self.texts if spec.shape.rank == 1]
+        if network.head.reads in ROWS:
+            vectors = [tf.TensorSpec([None], tf.string)] * ROWS[network.head.reads]
+        self.rows = tf.function(text_layer.offsets, vectors, autograph=False)
+        # Functions of their own: the vocabulary is in the graph once, however many signatures show words.
+        self.pieces = tf.function(run_pieces, [tf.TensorSpec([None], tf.int32)], autograph=False)
+        self.spelt = tf.function(text_layer.detokenize, [tf.TensorSpec([None] * 3, tf.int32)], autograph=False)
+
+    def words(self, ids: tf.Tensor) -> tf.Tensor:
+        """The pieces of ids of any shape; "" where there is none."""
+        return tf.ensure_shape(tf.reshape(self.pieces(tf.reshape(ids, [-1])), tf.shape(ids)), ids.shape)
+
+    def answer(self, *texts: Any) -> Tensors:
+        """Strings `[B]` to answers: from raw text to what a client gets.
+
+        Returns:
+            `label` and `score` `[B]`, `labels`, `scores` and `class_ids` `[B, n]` from the best to the worst
+            (classify); `labels`, `scores`, `class_ids` and `active` `[B, n]` in the order of the labels
+            (multilabel); `score` `[B]` (regress); `choice`, `answer` and `score` `[B]`, `scores` `[B, C]` in the order
+            of the choices (choice); `similarity` `[B]` (similarity); `embedding` `[B, E]` (embed); `types`, `texts`,
+            `scores`, `starts`, `ends` and `start_bytes`, `end_bytes` `[B, E]` of the first `num_entities` (tag);
+            `answer`, `score`, `start`, `end`, `start_byte`, `end_byte`, `null_score_diff` `[B]`, and `nbest_answers`
+            and the like `[B, n]` (span); `tokens`, `token_ids`, `scores` `[B, E, k]` and `starts`, `ends` `[B, E]` of
+            the first of `num_masks`, and `filled` `[B]` (fill_mask); `generated`, `score`, `ended` `[B]`,
+            `nbest_generated`, `nbest_scores` `[B, K]` (generate); always `num_tokens`, `num_windows` int32 `[B]` and
+            `truncated` bool `[B]`. Floats are float32. No width depends on the other texts of the batch.
+        """
+        features = self.features(*texts)
+        sizes = {name: features[name] for name in ("num_tokens", "num_windows", "truncated")}
+        return self.public(features) | sizes
+
+    def values(self, features: Tensors) -> Tensors:
+        """All that the head says about features: its answer, with label values beside their ids."""
+        answer = FOUND.get(self.head.config.task, answered)(self, features)
+        for first, last, *names in SLICED.get(self.head.config.task, ()):
+            found = slices(features["strings"], answer[first], answer[last])
+            answer |= dict(zip(names, found, strict=True))
+        if "choice" in answer:
+            answer["answer"] = _of_choices(features["strings"], answer["choice"])
+        return answer | _names(answer, self.head.config)
+
+    def public(self, features: Tensors) -> Tensors:
+        """`values` without those that say the same in another form."""
+        return {k: v for k, v in self.values(features).items() if k not in INNER}
+
+    def encoded(self, features: Tensors, *names: str) -> Tensors:
+        """What of the outputs of `network` is named, for features; rows of like length are computed together."""
+        rows = {name: as_rows(features[name]) for name in ("token_ids", "segment_ids", "padding_mask")}
+        known = self.network.get_concrete_function().structured_outputs
+
+        def run(some: Tensors) -> Tensors:
+            found = self.network(**some)
+            return {name: found[name] for name in names}
+
+        return by_length(run, rows, {name: known[name] for name in names}) if self.head.apart else run(rows)
+
+
+ROWS = {"choices": 2, "each": 1}
+"""Texts of a row, where that is not what an example has: a choice stands behind its text."""
+
+
+def answered(served: Served, features: Tensors) -> Tensors:
+    """What the head answers, of logits that were merged where a text has several windows, or there are several models.
+
+    The score of a model is that of all windows; the mean is taken of these.
+    """
+    logits, together = served.encoded(features, "logits")["logits"], len(served.networks) > 1
+    windows = "rows" in features and not served.head.located
+    if windows or together:
+        there, back = MERGED[served.head.config.task]
+        scores = there(logits)
+        if windows:
+            count = tf.shape(features["num_tokens"])[0]
+            scores = packing.merge(scores, features["rows"], count, served.windows.window_merge)
+        logits = back(ops.mean(scores, axis=1) if together else scores)
+    return {k: tf.convert_to_tensor(value) for k, value in served.head.answer(logits, features).items()}
+
+
+INNER = ("probabilities", "class_id", "embeddings")
+"""What a head answers that says the same as another output, or is of use to metrics only."""
+
+
+def _names(answer: Tensors, head: HeadConfig) -> Tensors:
+    """Label values beside their ids."""
+    values = tf.constant([*head.labels, ""], tf.string)
+    count = len(head.labels)
+    return {
+        label: tf.gather(values, tf.where(answer[ids] < 0, count, answer[ids]))
+        for ids, label in (("class_id", "label"), ("class_ids", "labels"), ("type_ids", "types"))
+        if ids in answer
+    }
+
+
+def _of_choices(texts: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+    """The text of a choice of each row, `[B]` of `[B, C]`; "" where the number is -1."""
+    texts = tf.concat([texts, tf.fill([tf.shape(texts)[0], 1], "")], 1)
+    return tf.gather(texts, tf.where(numbers < 0, tf.shape(texts)[1] - 1, numbers), batch_dims=1)
+
+
+SLICED: dict[str, list[tuple[str, str, str, str, str]]] = {
+    "tag": [("start_bytes", "end_bytes", "texts", "starts", "ends")],
+    "span": [
+        ("start_byte", "end_byte", "answer", "start", "end"),
+        ("nbest_start_bytes", "nbest_end_bytes", "nbest_answers", "nbest_starts", "nbest_ends"),
+    ],
+}
+"""Places in bytes that a head answers, and the names of the text there and of the places in characters."""
+
+
+def slices(texts: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The text between places in bytes, and the places in characters, of `[B]` texts and `[B]` or `[B, E]` places.
+
+    Where a place is -1 the text is "" and the place stays. What is no UTF-8 is replaced, as JSON must hold it.
+    """
+    shape = tf.shape(first)
+    if first.shape.rank == 1:
+        first, last = first[:, tf.newaxis], last[:, tf.newaxis]
+    begin, end = tf.maximum(first, 0), tf.maximum(last, 0)
+    slices = tf.strings.substr(texts[:, tf.newaxis], begin, end - begin)
+    slices = tf.strings.unicode_transcode(slices, "UTF-8", "UTF-8")
+    both = character_offsets(texts, tf.RaggedTensor.from_tensor(tf.concat([begin, end], 1)))
+    found = tf.reshape(both.flat_values, tf.shape(tf.concat([begin, end], 1)))
+    starts, ends = (tf.where(first < 0, -1, places) for places in tf.split(found, 2, axis=1))
+    return tf.reshape(slices, shape), tf.reshape(starts, shape), tf.reshape(ends, shape)
+
+
+# === Words: ids -> strings ===
+
+
+def filled(served: Served, features: Tensors) -> Tensors:
+    """The best words for each mask, where it is in the text, and the text with the best word of each.
+
+    A piece that goes on with a word joins what is before its mask. Of ids alone there is no text, and no place in it.
+    """
+    answer = answered(served, features)
+    ids, places = answer["token_ids"], answer.pop("places")
+    answer["tokens"] = tokens = served.words(ids)
+    if "starts" not in features:
+        return answer
+    texts, there = features["strings"], places >= 0
+    starts = tf.gather(features["starts"], tf.maximum(places, 0), batch_dims=1)
+    first = tf.where(there, starts, -1)
+    _, *where = slices(texts, first, tf.where(there, starts + len(MASK), -1))
+    answer |= dict(zip(("starts", "ends"), where, strict=True))
+    length = tf.strings.length(texts)[:, tf.newaxis]
+    end = tf.where(there, starts, length)
+    begin = tf.minimum(tf.concat([tf.zeros_like(length), end + len(MASK)], 1), length)
+    between = tf.strings.substr(texts[:, tf.newaxis], begin[:, :-1], end - begin[:, :-1])
+    best = tokens[:, :, 0]
+    between = tf.where(tf.strings.substr(best, 0, 2) == "##", tf.strings.regex_replace(between, r"\s+$", ""), between)
+    joined = tf.strings.join([between, tf.strings.regex_replace(best, "^##", "")])
+    rest = tf.strings.substr(texts, begin[:, -1], length[:, 0] - begin[:, -1])
+    whole = tf.strings.join([tf.strings.reduce_join(joined, axis=1), rest])
+    return answer | {"filled": tf.strings.unicode_transcode(whole, "UTF-8", "UTF-8")}
+
+
+Start = Callable[[Served, Tensors], tuple[search.Step, Any]]
+"""Features of texts -> how the next token is found, and the state to begin with; see `search.search`."""
+
+
+def remembering(served: Served, features: Tensors) -> tuple[search.Step, Any]:
+    """Each token of text and targets is read once: keys and values of all that were read are the state.
+
+    The hypotheses of a text are the tokens of one row there, each of which sees the text and its own way. The text's
+    [SEP], from which the first token is told, is read again with them.
+    """
+    size, ids, mask = served.head.config.beam_size, features["token_ids"], features["padding_mask"]
+    last = tf.maximum(tf.reduce_sum(tf.cast(mask, tf.int32), axis=1, keepdims=True) - 1, 0)
+    first = tf.repeat(tf.gather(ids, last, batch_dims=1)[:, :, tf.newaxis], size, axis=1)
+    text = tf.repeat((mask & (tf.range(tf.shape(ids)[1]) < last))[:, tf.newaxis, :], size, axis=1)
+
+    def step(targets: tf.Tensor, ways: tf.Tensor, length: tf.Tensor, kept: Pairs) -> tuple[tf.Tensor, Pairs]:
+        tokens = tf.concat([first, targets], axis=2)[:, :, length]
+        own = ways[:, :, :length, tf.newaxis] == tf.range(size)
+        seen = tf.concat([text, tf.reshape(own, [tf.shape(ids)[0], size, length * size])], axis=2)
+        segments, positions = tf.zeros_like(tokens) + tf.minimum(length, 1), tf.zeros_like(tokens) + last + length
+        return served.next(tokens, segments, positions, seen, kept)
+
+    return step, served.source(ids, mask)
+
+
+def generated(served: Served, features: Tensors, start: Start = remembering) -> Tensors:
+    """The best targets of each text, found by `search.search`, and whether the best came to an end by itself."""
+    config, text_layer = served.head.config, served.text_layer
+    size, most, rows = config.beam_size, config.max_target_length, tf.shape(features["token_ids"])[0]
+    pieces, numbers = text_layer.vocabulary, np.arange(served.vocab_size)
+    never = np.isin(numbers, [pieces.index(p) for p in NEVER if p in pieces]) | (numbers >= len(pieces))
+    ask, state = start(served, features)
+
+    def step(*asked: Any) -> tuple[tf.Tensor, Any]:
+        logits, state = ask(*asked)
+        return tf.where(never, search.LOW, logits), state
+
+    found = search.search(step, rows, size, most, text_layer.sep_id, config.length_penalty, state)
+    spoken = tf.range(most) < (found.lengths - tf.cast(found.ended, tf.int32))[:, :, tf.newaxis]
+    texts = tf.ensure_shape(served.spelt(tf.where(spoken, found.ids, -1)), [None, size])
+    return {
+        "generated": texts[:, 0],
+        "score": found.scores[:, 0],
+        "ended": found.ended[:, 0],
+        "nbest_generated": texts,
+        "nbest_scores": found.scores,
+    }
+
+
+NEVER = ("[PAD]", "[UNK]", "[CLS]", MASK)
+"""Pieces that no target is made of."""
+
+FOUND: dict[str, Callable[[Served, Tensors], Tensors]] = {"fill_mask": filled, "generate": generated}
+"""The tasks whose answers need more than the logits of a text."""
+
+
+# === Windows: logits -> what is merged, and back to logits ===
+
+
+def _logit(scores: Any) -> Any:
+    return ops.log(scores) - ops.log1p(-scores)
+
+
+def _same(values: Any) -> Any:
+    return values
+
+
+MERGED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "classify": (ops.softmax, ops.log),
+    "multilabel": (ops.sigmoid, _logit),
+    "regress": (_same, _same),
+}
+"""Probabilities are merged, not logits; `Head.answer` makes probabilities of their logarithms again."""

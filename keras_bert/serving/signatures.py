@@ -1,0 +1,237 @@
+"""The signatures of a SavedModel: how inputs become features, and what is given for them.
+
+`COMMON` holds those of every model, `SIGNATURES` those of a task.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from keras_bert.config import WindowConfig
+from keras_bert.serving.requests import IDS
+from keras_bert.serving.served import Served, Tensors
+from keras_bert.tasks.network import Network
+
+
+def signature(text_layer: Any, network: Network, pair: bool, windows: WindowConfig | None = None) -> Any:
+    """`Served.answer` as a `tf.function` of `text`, or of `text` and `text_pair`: what `Bert.predict` runs."""
+    return signatures_of(Served(text_layer, network, pair, windows))["serving_default"]
+
+
+# === How inputs become features: Served -> (function, input signature) ===
+
+Made = tuple[Callable[..., Tensors], list[tf.TensorSpec]]
+
+Gives = Callable[[Served, Tensors], Tensors]
+
+
+def strings(gives: Callable[..., Tensors]) -> Callable[[Served], Made]:
+    """Of strings `text`, `text_pair` for pairs, and `choices` `[B, C]`, which `gives` takes as they are."""
+
+    def made(served: Served) -> Made:
+        def of_pair(text: Any, text_pair: Any) -> Tensors:
+            return gives(served, text, text_pair)
+
+        def of_one(text: Any) -> Tensors:
+            return gives(served, text)
+
+        def of_choices(text: Any, choices: Any) -> Tensors:
+            return gives(served, text, choices)
+
+        def of_pair_and_choices(text: Any, text_pair: Any, choices: Any) -> Tensors:
+            return gives(served, text, text_pair, choices)
+
+        functions: dict[int, Callable[..., Tensors]] = {1: of_one, 2: of_pair, 3: of_pair_and_choices}
+        if served.head.reads == "choices":
+            functions[2] = of_choices
+        return functions[len(served.texts)], served.texts
+
+    return made
+
+
+def alone(gives: Gives) -> Callable[[Served], Made]:
+    """Of strings `text`, each read by itself, also where the model reads pairs."""
+
+    def made(served: Served) -> Made:
+        def of_one(text: Any) -> Tensors:
+            return gives(served, served.text_layer(text) | {"strings": tf.identity(text)})
+
+        return of_one, served.texts[:1]
+
+    return made
+
+
+def text(gives: Gives) -> Callable[[Served], Made]:
+    """Of strings `text`, and `text_pair` for pairs."""
+    return strings(lambda served, *texts: gives(served, served.features(*texts)))
+
+
+def examples(gives: Gives) -> Callable[[Served], Made]:
+    """Of serialized tf.Examples with `text` and `text_pair`, which REST's `:classify` and `:regress` send."""
+
+    def made(served: Served) -> Made:
+        keys = {spec.name: tf.io.FixedLenFeature([], tf.string) for spec in served.texts}
+
+        def function(inputs: Any) -> Tensors:
+            parsed = tf.io.parse_example(inputs, keys)
+            return gives(served, served.features(*(parsed[name] for name in keys)))
+
+        return function, [tf.TensorSpec([None], tf.string, name="inputs")]
+
+    return made
+
+
+def token_ids(gives: Gives) -> Callable[[Served], Made]:
+    """Of token ids `[B, T]` under the names that TensorFlow Hub and Model Garden clients use; they pad with mask 0."""
+
+    def made(served: Served) -> Made:
+        def function(input_word_ids: Any, input_mask: Any, input_type_ids: Any) -> Tensors:
+            length, most = tf.shape(input_word_ids)[1], served.num_positions
+            low = tf.reduce_all((input_word_ids >= 0) & (input_word_ids < served.vocab_size))
+            checks = [
+                tf.debugging.Assert(length <= most, [f"input_word_ids: at most {most} tokens, got", length]),
+                tf.debugging.Assert(low, [f"input_word_ids: ids must be from 0 to {served.vocab_size - 1}"]),
+            ]
+            with tf.control_dependencies(checks):
+                grow = [[0, 0], [0, tf.maximum(2 - length, 0)]]  # rows of no tokens have no first position
+                ids, mask, types = (tf.pad(t, grow) for t in (input_word_ids, input_mask, input_type_ids))
+            return gives(served, {"token_ids": ids, "segment_ids": types, "padding_mask": mask > 0})
+
+        return function, [tf.TensorSpec([None, None], tf.int32, name) for name in IDS]
+
+    return made
+
+
+# === What a signature gives: (Served, features) -> outputs ===
+
+
+def only(**names: str) -> Gives:
+    """Some of `Served.values`, under other names."""
+
+    def gives(served: Served, features: Tensors) -> Tensors:
+        values = served.values(features)
+        return {alias: values[name] for alias, name in names.items()}
+
+    return gives
+
+
+def embedding(served: Served, features: Tensors) -> Tensors:
+    """`embedding` `[B, D]`: the mean of the last layer over a text's positions, of length 1."""
+    mask = tf.cast(features["padding_mask"], tf.float32)[:, :, tf.newaxis]
+    total = tf.reduce_sum(served.encoded(features, "sequence")["sequence"] * mask, axis=1)
+    if "rows" in features:
+        total = tf.math.unsorted_segment_sum(total, features["rows"], tf.shape(features["num_tokens"])[0])
+    return {"embedding": tf.math.l2_normalize(total, axis=1, epsilon=1e-12)}
+
+
+def vector(served: Served, features: Tensors) -> Tensors:
+    """`embedding` `[B, E]`: the vector of a text as the head makes it."""
+    return {"embedding": served.encoded(features, "logits")["logits"]}
+
+
+def vectors(served: Served, features: Tensors) -> Tensors:
+    """`embeddings` `[B, T, E]` of every token, [CLS] and [SEP] too, and `tokens` `[B, T]`; the rest is 0 and ""."""
+    mask, width = features["padding_mask"], served.text_layer.config.max_seq_length
+    found = tf.where(mask[:, :, tf.newaxis], served.encoded(features, "vectors")["vectors"], 0.0)
+    padding = [[0, 0], [0, width - tf.shape(found)[1]], [0, 0]]
+    tokens = tokenize(served, features["strings"])
+    return {
+        "embeddings": tf.ensure_shape(tf.pad(found, padding), [None, width, found.shape[2]]),
+        **{name: tokens[name] for name in ("tokens", "num_tokens", "truncated")},
+    }
+
+
+def answer_of_ids(served: Served, features: Tensors) -> Tensors:
+    """The answer, and `logits` `[B, n]`, `pooled_output` `[B, D]` for those who go on computing."""
+    encoded = served.encoded(features, "logits", *["pooled"] * hasattr(served.head, "pooler"))
+    further = {"logits": encoded["logits"]} | ({"pooled_output": encoded["pooled"]} if "pooled" in encoded else {})
+    return served.public(features) | further
+
+
+def logits_of_ids(served: Served, features: Tensors) -> Tensors:
+    """`logits` `[B, n]`, or `[B, T, n]` of every token: what the answer is made of, where ids do not say it."""
+    return served.encoded(features, "logits")
+
+
+def tokenize(served: Served, *texts: Any) -> Tensors:
+    """The rows that the model sees: `tokens`, `ids`, `segment_ids`, and which bytes of the texts they come from."""
+    width = served.text_layer.config.max_seq_length
+    rows = served.rows(*texts)
+
+    def wide(values: tf.Tensor, fill: Any) -> tf.Tensor:
+        grown = tf.pad(values, [[0, 0], [0, width - tf.shape(values)[1]]], constant_values=fill)
+        return tf.ensure_shape(grown, [None, width])
+
+    return {
+        "tokens": wide(tf.where(rows["padding_mask"], served.words(rows["token_ids"]), ""), ""),
+        "ids": wide(rows["token_ids"], served.text_layer.pad_id),
+        "segment_ids": wide(rows["segment_ids"], 0),
+        "starts": wide(rows["starts"], -1),
+        "ends": wide(rows["ends"], -1),
+        "num_tokens": rows["num_tokens"],
+        "truncated": rows["truncated"],
+    }
+
+
+def tokenize_choices(served: Served, *texts: Any) -> Tensors:
+    """`tokenize` for the row of each choice: `[B, C, T]`, and `num_tokens` and `truncated` `[B, C]`."""
+    *first, choices = texts
+    shape = tf.shape(choices)
+    repeated = [tf.repeat(text, shape[1]) for text in first]
+    second = tf.strings.join([*repeated[1:], tf.reshape(choices, [-1])], " ")
+    found = tokenize(served, repeated[0], second)
+    return {name: tf.reshape(v, tf.concat([shape, tf.shape(v)[1:]], 0)) for name, v in found.items()}
+
+
+COMMON: dict[str, Callable[[Served], Made]] = {
+    "serving_default": strings(Served.answer),
+    "tokenize": strings(tokenize),
+    "embedding": text(embedding),
+    "token_ids": token_ids(answer_of_ids),
+}
+"""The signatures of every model."""
+
+SIGNATURES: dict[str, dict[str, Callable[[Served], Made] | None]] = {
+    "classify": {
+        "probabilities": text(only(probabilities="probabilities")),
+        "classify": examples(only(classes="labels", scores="scores")),
+    },
+    "multilabel": {
+        "probabilities": text(only(probabilities="scores")),
+        "classify": examples(only(classes="labels", scores="scores")),
+    },
+    "regress": {"regress": examples(only(outputs="score"))},
+    "choice": {"token_ids": token_ids(logits_of_ids), "tokenize": strings(tokenize_choices), "embedding": None},
+    "similarity": {
+        "embedding": alone(vector),
+        "token_embeddings": alone(vectors),
+        "token_ids": token_ids(vector),
+        "tokenize": alone(lambda served, features: tokenize(served, features["strings"])),
+    },
+    "embed": {
+        "embedding": alone(vector),
+        "token_embeddings": alone(vectors),
+        "token_ids": token_ids(vector),
+    },
+    "tag": {"token_ids": token_ids(logits_of_ids)},
+    "span": {"token_ids": token_ids(logits_of_ids)},
+    "fill_mask": {"token_ids": token_ids(Served.public)},
+    "generate": {"token_ids": token_ids(Served.public)},
+}
+"""The signatures that a task has besides, in its own form, or not (None): a new head adds its row here."""
+
+TOGETHER: dict[str, Callable[[Served], Made] | None] = {"token_ids": token_ids(Served.public), "embedding": None}
+"""Those of several models, which have no vector in common."""
+
+
+def table_of(task: str, models: int = 1) -> dict[str, Callable[[Served], Made]]:
+    """The signatures of so many models of a task, by name."""
+    table = COMMON | SIGNATURES.get(task, {}) | (TOGETHER if models > 1 else {})
+    return {name: made for name, made in table.items() if made}
+
+
+def signatures_of(served: Served) -> dict[str, Any]:
+    """Every signature of the task as a `tf.function`, by name."""
+    table = table_of(served.head.config.task, len(served.networks))
+    return {name: tf.function(*made(served), autograph=False) for name, made in table.items()}

@@ -1,0 +1,53 @@
+"""One of the choices of a question."""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_bert.errors import ConfigError
+from keras_bert.model.layers import Tensor
+from keras_bert.tasks import spans
+from keras_bert.tasks.head import Sentence
+
+
+class Choice(Sentence):
+    """One of the choices of a question: a logit for each pair of both, softmax over those of a question.
+
+    Each row is an example's text with one choice (Radford et al. 2018; SWAG in Devlin et al. 2019), so logits are
+    `[B * C, 1]`. The numbers of choices may differ; what is no choice has score 0. Labels are the number of the right
+    choice, int `[B]`.
+    """
+
+    best_metric = "accuracy"
+    reads = "choices"
+
+    @property
+    def width(self) -> int:
+        return 1
+
+    def check(self) -> None:
+        if self.config.labels:
+            raise ConfigError(f"choice has no labels, got {list(self.config.labels)}")
+
+    def targets(self, labels: Tensor, features: dict[str, Tensor]) -> Tensor:
+        """1 for the right choice, 0 for another, -1 for what is none, int32 `[B, C]`."""
+        there = ops.any(features["padding_mask"], axis=2)
+        number = ops.expand_dims(ops.arange(ops.shape(there)[1], dtype="int32"), 0)
+        right = ops.equal(number, ops.expand_dims(ops.cast(labels, "int32"), 1))
+        return ops.cast(ops.logical_and(right, there), "int32") - ops.cast(ops.logical_not(there), "int32")
+
+    def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        logits = ops.reshape(ops.cast(logits, "float32"), ops.shape(labels))
+        total = ops.logsumexp(ops.where(labels >= 0, logits, spans.LOW), axis=1)
+        return total - ops.sum(ops.where(labels > 0, logits, 0.0), axis=1)
+
+    def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
+        there = ops.any(features["padding_mask"], axis=2)
+        logits = ops.where(there, ops.reshape(ops.cast(logits, "float32"), ops.shape(there)), spans.LOW)
+        scores = ops.where(there, ops.softmax(logits, axis=1), 0.0)
+        choice = ops.where(ops.any(there, axis=1), ops.cast(ops.argmax(logits, axis=1), "int32"), -1)
+        return {"choice": choice, "score": ops.max(scores, axis=1), "scores": scores}
+
+    def metrics_of(self, references: Any, answers: dict[str, np.ndarray]) -> dict[str, float]:
+        return {"accuracy": float(np.mean(references == answers["choice"])) if len(references) else 0.0}

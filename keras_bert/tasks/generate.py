@@ -1,0 +1,75 @@
+"""A text that follows a text."""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_bert.config import EncoderConfig
+from keras_bert.errors import ConfigError
+from keras_bert.model.layers import Tensor
+from keras_bert.tasks import metrics, words
+from keras_bert.tasks.head import Words
+
+
+class Generate(Words):
+    """A text that follows a text, token by token (UniLM's sequence to sequence, Dong et al. 2019).
+
+    The mask of the encoder lets the source see itself, and each token of the target the source and what is before it.
+    In training each token is told from the one before it, the first from the source's [SEP]. UniLM's fine-tuning hides
+    tokens at random instead and tells those only; telling all needs no draws, learns from every token at each step, and
+    from rows as they are when the target is found: nothing is hidden there.
+
+    `answer` is what training evaluates: how many of the tokens are right, given those before them. A row of which all
+    are is one that greedy search gives exactly.
+    """
+
+    best_metric = "token_accuracy"
+    attention_mask = "seq2seq"
+
+    def make(self, encoder: EncoderConfig) -> None:
+        if encoder.num_segments < 2 or encoder.attention_mask != self.attention_mask:
+            raise ConfigError("generate needs an encoder with two segments and attention_mask seq2seq")
+        if self.config.beam_size >= encoder.vocab_size // 2:
+            raise ConfigError(f"beam_size {self.config.beam_size} is too many for {encoder.vocab_size} pieces")
+        super().make(encoder)
+
+    @property
+    def reserved(self) -> int:
+        return self.config.max_target_length
+
+    def reading(self, text: Any) -> Any:
+        return text.before_target(self.config.max_target_length)
+
+    def places(self, features: dict[str, Tensor]) -> Tensor:
+        return words.target_places(features, self.config.max_target_length)
+
+    def targets(self, labels: Tensor, features: dict[str, Tensor]) -> Tensor:
+        return words.next_tokens(features)
+
+    def counts(self, targets: Tensor) -> Tensor:
+        return ops.sum(ops.cast(targets > 0, "float32"), axis=1)
+
+    def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        wanted = words.at_target_places(labels, logits, self.config.max_target_length)
+        logits = ops.cast(logits, "float32")
+        chosen = ops.take_along_axis(logits, ops.expand_dims(ops.maximum(wanted - 1, 0), 2), axis=2)[:, :, 0]
+        return ops.sum(ops.where(wanted > 0, ops.logsumexp(logits, axis=2) - chosen, 0.0), axis=1)
+
+    def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
+        wanted = words.at_target_places(words.next_tokens(features), logits, self.config.max_target_length)
+        found = ops.cast(ops.top_k(ops.cast(logits, "float32"), 1)[1][:, :, 0], "int32")
+        right = ops.logical_and(wanted > 0, ops.equal(found, wanted - 1))
+        return {
+            "num_right": ops.sum(ops.cast(right, "int32"), axis=1),
+            "num_wanted": ops.sum(ops.cast(wanted > 0, "int32"), axis=1),
+        }
+
+    def metrics_of(self, references: Any, answers: dict[str, np.ndarray]) -> dict[str, float]:
+        if "generated" in answers:
+            return metrics.generation(references, [text.decode("utf-8") for text in answers["generated"]])
+        right, wanted = answers["num_right"], answers["num_wanted"]
+        return {
+            "token_accuracy": float(right.sum() / max(wanted.sum(), 1)),
+            "exact_match": float((right == wanted).mean()) if len(right) else 0.0,
+        }

@@ -1,0 +1,63 @@
+"""Entities in a text."""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_bert.config import WindowConfig
+from keras_bert.errors import ConfigError
+from keras_bert.model.layers import Tensor
+from keras_bert.tasks import metrics, tagging
+from keras_bert.tasks.head import Head
+
+
+class Tag(Head):
+    """Entities in a text: softmax over the tags of each word's first piece (Devlin et al. 2019, case 2).
+
+    The labels are the types of entities; see `tagging` for tags, targets and decoding.
+    """
+
+    best_metric = "f1"
+    located = True
+
+    @property
+    def width(self) -> int:
+        return 1 + 2 * len(self.config.labels)
+
+    def check(self) -> None:
+        if not self.config.labels:
+            raise ConfigError("tag needs at least one type of entities")
+
+    @classmethod
+    def windows(cls, max_seq_length: int) -> WindowConfig:
+        return WindowConfig(max_windows=64)
+
+    def targets(self, labels: Tensor, features: dict[str, Tensor]) -> Tensor:
+        return tagging.targets(labels, features["starts"], features["ends"], features["begins"])
+
+    def counts(self, targets: Tensor) -> Tensor:
+        return ops.sum(ops.cast(targets > 0, "float32"), axis=1)
+
+    def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        logits = ops.cast(logits, "float32")
+        tags = ops.expand_dims(ops.maximum(labels - 1, 0), 2)
+        each = ops.logsumexp(logits, axis=2) - ops.squeeze(ops.take_along_axis(logits, tags, axis=2), 2)
+        return ops.sum(ops.where(labels > 0, each, 0.0), axis=1)
+
+    def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
+        seen = ops.logical_and(features["begins"], features["best"])
+        logits = tagging.by_word(ops.cast(logits, "float32"), seen, features, ops.segment_sum)
+        starts = tagging.by_word(features["starts"] + 1, seen, features, ops.segment_sum) - 1
+        ends = tagging.by_word(features["ends"], features["starts"] >= 0, features, ops.segment_max)
+        there = starts >= 0
+        tags = ops.where(there, tagging.DECODES[self.config.decode or "argmax"](logits, there), 0)
+        shares = ops.take_along_axis(ops.softmax(logits, axis=2), tags[:, :, None], axis=2)[:, :, 0]
+        return tagging.entities(tags, shares, starts, ends, self.config.max_entities)
+
+    def metrics_of(self, references: Any, answers: dict[str, np.ndarray]) -> dict[str, float]:
+        names = ("start_bytes", "end_bytes", "type_ids")
+        found = np.stack([answers[name] for name in names], axis=2)
+        return metrics.entities(
+            *([{tuple(e) for e in row.tolist() if e[0] >= 0} for row in of] for of in (references, found))
+        )

@@ -1,0 +1,346 @@
+"""WordPiece inside the TensorFlow graph: the ids and offsets of `keras_bert.wordpiece`, at the speed of the kernels.
+
+Two kernels of TensorFlow Text do the work: FastBertNormalize with a table of our own, built from the flavour's frozen
+lists, and FastWordpieceTokenizeWithOffsets (Song et al. 2021, https://arxiv.org/abs/2012.15524). What a table of single
+code points cannot say (final sigmas, special tokens in a text, the length of words in characters) is said with core
+TensorFlow operations, each behind a cheap look at whether the batch needs it. The graph holds constants only: no
+variables, lookup tables, assets or Python functions.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import chain
+from types import ModuleType
+
+import numpy as np
+import tensorflow as tf
+
+from keras_bert.errors import ConfigError, DataError
+from keras_bert.text import double_array
+from keras_bert.text.normalization import FINAL_SIGMA, SIGMA, SURROGATES, changes, character_class, code_points, members
+from keras_bert.text.wordpiece import MAX_WORD_CHARACTERS, UNKNOWN, check_special_tokens, has_sigma_rule, index
+
+HOST = "/CPU:0"
+"""Strings live there; without a word TensorFlow would send the numbers to an accelerator and back."""
+SENTINELS = (0xC0, 0xC1, *range(0xF5, 0x100))
+"""Bytes that well-formed UTF-8 never holds: one stands for a special token while the text is normalized."""
+FILLER = b"\x01"
+"""A control character, which every flavour drops: takes up the room of what must not shift the rest."""
+ROW = 2**32
+"""Keeps the places of different rows apart in one sorted list."""
+PRIVATE = range(0xF0000, 0xFFFFE)
+LONE = (0xFA6E, 0xFA6F, *range(0xFADA, 0xFB00), 0x2FA1E, 0x2FA1F)
+"""Unassigned code points of the CJK compatibility blocks: the kernel makes each a word of its own."""
+
+
+class Tokenizer:
+    """Strings to ids of word pieces, exactly as the flavour's reference does it.
+
+    Args:
+        vocabulary: word pieces in the order of their ids; must hold [UNK].
+        do_lower_case: lower-case and strip accents.
+        flavour: "original" (google-research/bert) or "hf" (Hugging Face's fast tokenizers).
+        special_tokens: pieces to find in the text as they are written; others are ordinary text.
+
+    Any bytes are accepted: ill-formed UTF-8 is skipped, as by `decode("utf-8", "ignore")`, but a special token with
+    such bytes inside is ordinary text. See `wordpiece.Encoding` for what offsets mean.
+
+    Raises:
+        ConfigError: no such flavour, special tokens that cannot be told apart, or no TensorFlow Text.
+        DataError: the vocabulary lacks [UNK] or a special token.
+
+    Example:
+        tokenizer = Tokenizer(["[UNK]", "a", "##b"], do_lower_case=True)
+        ids, starts, ends = tokenizer.tokenize_with_offsets(tf.constant(["AB c"]))  # [[1, 2, 0]], [[0, 1, 3]], ...
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        do_lower_case: bool,
+        flavour: str = "original",
+        special_tokens: Sequence[str] = (),
+    ) -> None:
+        self._text = _tensorflow_text()
+        known = index(vocabulary, flavour)
+        self.special_tokens = check_special_tokens(special_tokens, known)
+        self.flavour, self.do_lower_case = flavour, do_lower_case
+        self.limit = MAX_WORD_CHARACTERS[flavour]
+        self.unknown_id = known[UNKNOWN]
+
+        used = frozenset(c for c in set(chain.from_iterable(known)) if ord(c) in PRIVATE or ord(c) in LONE)
+        stand_ins, lone = _stand_ins(flavour, do_lower_case, used)
+        rows = [f"[no piece {row}]" for row in range(len(vocabulary))]  # never in a text: it has punctuation inside
+        for piece, row in known.items():
+            if _is_possible(piece):
+                rows[row] = piece.translate(stand_ins)
+        for token, char in zip(self.special_tokens, lone, strict=False):
+            rows[known[token]] = char
+        short, self._model_limit_at = _wordpiece_model(rows, rows[self.unknown_id], self.limit)
+        tables = [_table(flavour, do_lower_case, used, special) for special in (False, bool(self.special_tokens))]
+        with tf.init_scope(), tf.device(HOST):
+            self._model = tf.constant(short)
+            self._is_suffix = tf.constant([row.startswith("##") for row in rows])
+            self._table, self._special_table = (tf.constant(table) for table in tables)
+            self._filling_table = tf.constant(_filling_table(FILLER))
+        self._sigma_rule = _sigma_rule() if has_sigma_rule(do_lower_case, flavour) else ""
+
+    @property
+    def constants(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """What the two kernels are told, uint8 `[bytes]`: the table of FastBertNormalize and the model of
+        FastWordpieceTokenizeWithOffsets, for texts without special tokens."""
+        return self._table, self._model
+
+    def tokenize(self, strings: tf.Tensor) -> tf.RaggedTensor:
+        """Strings `[B]` -> ids, ragged int32 `[B, tokens]`; B may be 0."""
+        with tf.device(HOST):
+            normalized, _ = self._normalize(strings, with_offsets=False)
+            ids, _, _, splits = self._pieces(normalized)
+            return tf.RaggedTensor.from_row_splits(ids, splits, validate=False)
+
+    def tokenize_with_offsets(self, strings: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        """Strings `[B]` -> ids, and where each token starts and ends in its string, in bytes.
+
+        All are ragged int32 `[B, tokens]`; `character_offsets` turns bytes into characters.
+        """
+        with tf.device(HOST):
+            normalized, sources = self._normalize(strings, with_offsets=True)
+            ids, starts, ends, splits = self._pieces(normalized)
+            rows = tf.repeat(sources.row_splits[:-1], splits[1:] - splits[:-1])
+            places = sources.flat_values
+            begins = tf.gather(places, rows + starts)
+            last = tf.gather(places, rows + ends - 1)
+            stops = tf.gather(places, rows + ends)
+
+            def next_sources() -> tf.Tensor:
+                # A token that ends inside one expanded character ends where the next character begins.
+                keys = sources.value_rowids() * ROW + tf.cast(places, tf.int64)
+                row = tf.repeat(tf.range(sources.nrows()), splits[1:] - splits[:-1])
+                return tf.gather(places, tf.searchsorted(keys, row * ROW + tf.cast(last, tf.int64), side="right"))
+
+            stops = tf.cond(tf.reduce_any(stops == last), next_sources, lambda: stops)
+            return tuple(
+                tf.RaggedTensor.from_row_splits(tf.cast(values, tf.int32), splits, validate=False)
+                for values in (ids, begins, stops)
+            )
+
+    # === Steps ===
+
+    def _normalize(self, strings: tf.Tensor, with_offsets: bool) -> tuple[tf.Tensor, tf.RaggedTensor]:
+        """Normalized strings `[B]` and, for each of their bytes and their ends, the place in the string it is from."""
+
+        def normalize(text: tf.Tensor, table: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            kernel = self._text.FastBertNormalizer(model_buffer=table)
+            if not with_offsets:
+                return kernel.normalize(text), tf.zeros([0], tf.int32), tf.zeros([1], tf.int64)
+            normalized, sources = kernel.normalize_with_offsets(text)
+            return normalized, sources.flat_values, sources.row_splits
+
+        def with_special_tokens() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            text = self._fill_ill_formed(strings)  # so that no byte of the text passes for a sentinel
+            for token, sentinel in zip(self.special_tokens, SENTINELS, strict=False):
+                room = FILLER * (len(token.encode("utf-8")) - 1)
+                text = tf.strings.regex_replace(text, re.escape(token), bytes([sentinel]) + room)
+            return normalize(text, self._special_table)
+
+        joined = tf.strings.reduce_join(strings) if self._sigma_rule or self.special_tokens else None
+        if self._sigma_rule:
+            strings = tf.cond(_holds(joined, SIGMA), lambda: self._finalize_sigmas(strings), lambda: strings)
+        if self.special_tokens:
+            pattern = "|".join(map(re.escape, self.special_tokens))
+            found = tf.cond(_holds(joined, pattern), with_special_tokens, lambda: normalize(strings, self._table))
+        else:
+            found = normalize(strings, self._table)
+        normalized, places, splits = found
+        return normalized, tf.RaggedTensor.from_row_splits(places, splits, validate=False)
+
+    def _pieces(self, normalized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Ids int32, starts and ends int64 in bytes of the normalized strings, all `[tokens]`, and row splits."""
+
+        def run(model: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+            kernel = self._text.FastWordpieceTokenizer(model_buffer=model, token_out_type=tf.int32)
+            ids, starts, ends = kernel.tokenize_with_offsets(normalized)
+            return ids.flat_values, starts.flat_values, ends.flat_values, ids.row_splits
+
+        # The kernel counts bytes. Up to as many bytes as characters are allowed its answer is right; a longer word is
+        # one wide [UNK], which is seldom. Then it counts again with room for characters of four bytes.
+        found = run(self._model)
+        wide = tf.reduce_any(found[2] - found[1] > self.limit)
+
+        def count_characters() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+            at = self._model_limit_at
+            room = tf.constant(np.frombuffer(np.int32(4 * self.limit).tobytes(), np.uint8))
+            model = tf.concat([self._model[:at], room, self._model[at + 4 :]], 0)
+            return self._collapse_long_words(normalized, *run(model))
+
+        return tf.cond(wide, count_characters, lambda: found)
+
+    def _collapse_long_words(
+        self, normalized: tf.Tensor, ids: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor, splits: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Make one [UNK] of each word with too many characters."""
+        is_first = ~tf.gather(self._is_suffix, ids)
+        word = tf.cumsum(tf.cast(is_first, tf.int32)) - 1
+        word_ends = tf.math.segment_max(ends, word)
+        row_starts = tf.repeat(_starts(normalized), splits[1:] - splits[:-1])
+        counts = _characters_before(normalized)
+        before = tf.gather(counts, tf.boolean_mask(row_starts + starts, is_first))
+        after = tf.gather(counts, tf.boolean_mask(row_starts, is_first) + word_ends)
+        too_long = tf.gather(after - before > self.limit, word)
+        ids = tf.where(too_long, self.unknown_id, ids)
+        ends = tf.where(too_long, tf.gather(word_ends, word), ends)
+        keep = is_first | ~too_long
+        kept_before = tf.concat([[0], tf.cumsum(tf.cast(keep, tf.int64))], 0)
+        ids, starts, ends = (tf.boolean_mask(values, keep) for values in (ids, starts, ends))
+        return ids, starts, ends, tf.gather(kept_before, splits)
+
+    def _finalize_sigmas(self, strings: tf.Tensor) -> tf.Tensor:
+        """Final sigmas in place of capital ones at the end of words; both have two bytes."""
+        return tf.strings.regex_replace(self._fill_ill_formed(strings), self._sigma_rule, rf"\1{FINAL_SIGMA}\2")
+
+    def _fill_ill_formed(self, strings: tf.Tensor) -> tf.Tensor:
+        return self._text.FastBertNormalizer(model_buffer=self._filling_table).normalize(strings)
+
+
+def character_offsets(strings: tf.Tensor, byte_offsets: tf.RaggedTensor) -> tf.RaggedTensor:
+    """Offsets in bytes of strings `[B]` -> in characters (code points), ragged int32 `[B, tokens]`.
+
+    Ill-formed UTF-8 counts for nothing, as after `decode("utf-8", "ignore")`.
+    """
+    with tf.init_scope(), tf.device(HOST):
+        table = tf.constant(_filling_table(b"\x80"))  # a byte that begins no character
+    with tf.device(HOST):
+        kernel = _tensorflow_text().FastBertNormalizer(model_buffer=table)
+        filled = kernel.normalize(strings)
+        counts = _characters_before(filled)
+        starts = _starts(filled)
+        rows = byte_offsets.value_rowids()
+        places = tf.gather(starts, rows) + tf.cast(byte_offsets.flat_values, tf.int64)
+        found = tf.gather(counts, places) - tf.gather(counts, tf.gather(starts, rows))
+        return byte_offsets.with_flat_values(found)
+
+
+# === Parts of the graph ===
+
+
+def _starts(strings: tf.Tensor) -> tf.Tensor:
+    """Where each string begins when all are joined, int64 `[B]`."""
+    return tf.cumsum(tf.cast(tf.strings.length(strings), tf.int64), exclusive=True)
+
+
+def _characters_before(strings: tf.Tensor) -> tf.Tensor:
+    """Characters before each byte of the joined strings, and before their end, int32 `[bytes + 1]`."""
+    data = tf.io.decode_raw(tf.strings.reduce_join(strings), tf.uint8)
+    begins = tf.bitwise.bitwise_and(data, np.uint8(0xC0)) != 0x80
+    return tf.concat([[0], tf.cumsum(tf.cast(begins, tf.int32))], 0)
+
+
+def _holds(joined: tf.Tensor, pattern: str) -> tf.Tensor:
+    """Whether a joined batch holds a pattern without empty matches (a search for literals costs next to nothing)."""
+    rest = tf.strings.regex_replace(joined, pattern, "", replace_global=False)
+    return tf.strings.length(rest) < tf.strings.length(joined)
+
+
+@cache
+def _sigma_rule() -> str:
+    """`wordpiece`'s rule of final sigmas for RE2, which cannot look ahead."""
+    letter, ignorable = (
+        character_class(members("original", kind), r"\x{{{:x}}}-\x{{{:x}}}") for kind in ("letter", "ignorable")
+    )
+    return rf"([{letter}][{ignorable}]*){SIGMA}([{ignorable}]*(?:[^{letter}{ignorable}]|\z))"
+
+
+# === The constants ===
+
+
+def kernel_classes() -> dict[str, set[int]]:
+    """How the installed kernel splits, found by asking it: the sections of `unicode/kernel.txt`."""
+    model, _ = _wordpiece_model([UNKNOWN, "a"], UNKNOWN, 100)
+    kernel = _tensorflow_text().FastWordpieceTokenizer(model_buffer=tf.constant(model), token_out_type=tf.int32)
+    codes = list(code_points())
+    counts = kernel.tokenize(tf.constant([f"a{chr(c)}a".encode() for c in codes])).row_lengths().numpy()
+    return {kind: {c for c, n in zip(codes, counts, strict=True) if n == k} for kind, k in (("space", 2), ("alone", 3))}
+
+
+def _stand_ins(flavour: str, lower_case: bool, used: frozenset[str]) -> tuple[dict[int, str], Iterator[str]]:
+    """Code points that the kernel splits otherwise than the flavour -> characters that it splits right.
+
+    They are characters that occur in no piece, so both the table and the vocabulary can be written with them. Also
+    returns the characters left that are words of their own.
+    """
+    alone = members(flavour, "cjk") | members(flavour, "punctuation")
+    private, lone = (_unused(codes, used) for codes in (PRIVATE, LONE))
+    table = changes(flavour, lower_case)
+    shown = set(chain.from_iterable(table.values()))
+    found = {}
+    for code in sorted(alone ^ members("kernel", "alone")):
+        if code not in table or chr(code) in shown:
+            found[code] = next(lone if code in alone else private)
+    return found, lone
+
+
+def _unused(codes: Iterable[int], used: frozenset[str]) -> Iterator[str]:
+    return (chr(c) for c in codes if chr(c) not in used)
+
+
+@cache
+def _table(flavour: str, lower_case: bool, used: frozenset[str], special: bool) -> np.ndarray:
+    """The table of FastBertNormalize, uint8 `[bytes]`; a special one turns sentinels into their characters."""
+    table = changes(flavour, lower_case)
+    stand_ins, lone = _stand_ins(flavour, lower_case, used)
+    sentinels = dict(zip(SENTINELS, lone, strict=False))
+    found = {code: value.translate(stand_ins) for code, value in table.items()} | {
+        code: char for code, char in stand_ins.items() if code not in table
+    }
+    # A stand-in that is written in a text must not pass for what it stands for; one more is in no piece either.
+    taken = {*stand_ins.values(), *sentinels.values()}
+    void_lone = next(lone)
+    void_private = next(_unused(PRIVATE, used | taken))
+    for code in map(ord, taken):
+        if code not in table:
+            found[code] = void_lone if code in LONE else void_private
+    return double_array.normalizer(found, sentinels=sentinels if special else {})
+
+
+@cache
+def _filling_table(filler: bytes) -> np.ndarray:
+    """A table that puts a filler in the place of each byte of ill-formed UTF-8 and changes nothing else."""
+    return double_array.normalizer({}, (filler, filler * 2, filler * 3))
+
+
+def _is_possible(piece: str) -> bool:
+    """Whether a word can hold a piece; the kernel's builder refuses some that cannot be, or makes words of them."""
+    return piece not in ("", "##") and _never_in_words().isdisjoint(piece)
+
+
+@cache
+def _never_in_words() -> frozenset[str]:
+    return frozenset(map(chr, chain(range(0x20), SURROGATES, members("kernel", "space"))))
+
+
+def _wordpiece_model(rows: Sequence[str], unknown: str, limit: int) -> tuple[np.ndarray, int]:
+    """The model of FastWordpieceTokenizeWithOffsets, uint8 `[bytes]`, and where in it the limit is, an int32."""
+    from flatbuffers.table import Table
+    from tensorflow_text.core.pybinds import pywrap_fast_wordpiece_tokenizer_model_builder as builder
+
+    try:
+        model = builder.build_fast_wordpiece_model(list(rows), limit, "##", unknown, False, False)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"the vocabulary: TensorFlow Text cannot build a tokenizer from it ({reason})") from error
+    root = Table(model, int.from_bytes(model[:4], "little"))
+    at = root.Pos + root.Offset(12)  # max_bytes_per_token, the fifth field of FastWordpieceTokenizerConfig
+    assert int.from_bytes(model[at : at + 4], "little") == limit
+    return np.frombuffer(model, np.uint8), at
+
+
+def _tensorflow_text() -> ModuleType:
+    try:
+        import tensorflow_text
+    except ImportError as error:
+        raise ConfigError(
+            f"tokenizing needs tensorflow-text, which cannot be imported here ({error}); there are wheels "
+            "for Linux and macOS (`pip install tensorflow-text`), none for Windows"
+        ) from error
+    return tensorflow_text
