@@ -884,7 +884,7 @@ def main() -> None:
         "hyper-parameters on all sides, scored by the same code after the last epoch; the mean over seeds, and each. "
         "`hf` is Hugging Face transformers on PyTorch, padding to the longest row of a batch. Chinese rows start from "
         "`make models/zh`, a BERT-mini that has read 5 MB of text. Without dropout both sides end with the same "
-        "weights, but for rounding, as `tests/test_parity.py` shows; what differs here is the draw of it."
+        "weights, but for rounding, as `tests/training/test_parity.py` shows; what differs here is the draw of it."
     )
     text = "\n\n".join([about, table(header, body), machine()])
     print(text)

@@ -175,7 +175,7 @@ def _is_punctuation(char: str) -> bool:
 # === The form of the files ===
 
 FORMAT = """\
-Written by keras_bert/normalization.py; the tests derive it again.
+Written by keras_bert/text/normalization.py; the tests derive it again.
 Numbers are hexadecimal: 41..5A is a range, 100..12E/2 every second code point of it. In [cased] and [uncased] there
 follows what becomes of it: `drop`, the code points that replace it, the distance to the one that does (+20), or
 `hangul` (its parts, by the arithmetic of the Unicode standard)."""
