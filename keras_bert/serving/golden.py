@@ -1,6 +1,6 @@
-"""Golden requests: what a model answered when it was exported, in its manifest, to be asked again anywhere.
+"""Golden requests: what a model answered when it was exported, kept in its manifest to be asked again anywhere.
 
-Values are kept as TensorFlow Serving's REST interface writes them, so the same cases are replayed in Python and
+Values are stored the way TensorFlow Serving's REST interface writes them, so the same cases replay in Python and
 against a live server.
 """
 
@@ -19,7 +19,7 @@ from keras_bert.files import sha256
 
 MANIFEST = "keras_bert.json"
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""How far a number may lie from what was exported, in shares of it where it is above 1: machines round differently."""
+"""How far a number may differ from the exported one (relative above 1): machines round differently."""
 
 Arrays = Mapping[str, np.ndarray]
 Ask = Callable[[str, Arrays], Arrays]
@@ -30,7 +30,7 @@ Ask = Callable[[str, Arrays], Arrays]
 
 
 def to_json(values: np.ndarray) -> Any:
-    """An array as nested lists; strings that are no text become `{"b64": ...}`."""
+    """An array as nested lists; byte strings that are not UTF-8 become `{"b64": ...}`."""
     if values.dtype.kind == "f":
         return [float(f"{v:.7g}") for v in values] if values.ndim == 1 else [to_json(v) for v in values]
     if values.dtype.kind != "O":
@@ -62,16 +62,16 @@ def from_json(values: Any, dtype: str) -> np.ndarray:
 
 
 RANKED = dict.fromkeys(("labels", "class_ids", "classes", "tokens", "token_ids"), "scores")
-"""Lists from the best to the worst, and their scores: where these are equal, machines may order otherwise."""
+"""Outputs sorted from best to worst, and the output with their scores: ties may be ordered differently elsewhere."""
 FIRST = {"label": "labels", "filled": "tokens"}
-"""What is made of the first of a list."""
+"""Outputs derived from the first entry of a sorted output."""
 
 
 def difference(found: Arrays, wanted: Arrays, tolerance: float) -> float:
-    """How far answers lie apart; labels and words that are sorted by score may change places where scores are equal.
+    """The largest difference between two answers. Labels or words with tied scores may swap places.
 
     Raises:
-        DataError: they are not equal within `tolerance`; the message names the output and the row.
+        DataError: they differ by more than `tolerance`; the message names the output and the row.
     """
     if set(found) != set(wanted):
         raise DataError(f"outputs are {sorted(found)}, not {sorted(wanted)}")
@@ -82,20 +82,20 @@ def difference(found: Arrays, wanted: Arrays, tolerance: float) -> float:
     for name, value in wanted.items():
         if value.dtype.kind == "f":
             apart = np.abs(found[name].astype(np.float64) - value) / np.maximum(1, np.abs(value))
-            wrong = ~(apart <= tolerance)  # also where it is no number
+            wrong = ~(apart <= tolerance)  # NaN too
             worst = max(worst, float(apart.max(initial=0)))
         else:
-            wrong = (found[name] != value) & ~_as_good(name, found, wanted, tolerance)
+            wrong = (found[name] != value) & ~_tied(name, found, wanted, tolerance)
         if wrong.any():
             row = int(np.argwhere(wrong)[0][0])
             raise DataError(f"{name} of row {row} is {found[name][row]!r}, not {value[row]!r}")
     return worst
 
 
-def _as_good(name: str, found: Arrays, wanted: Arrays, tolerance: float) -> np.ndarray:
-    """Where an answer may be another than the wanted one, since its score was, within the tolerance, the same.
+def _tied(name: str, found: Arrays, wanted: Arrays, tolerance: float) -> np.ndarray:
+    """Marks ties: two labels swapped places, but their scores agree within the tolerance.
 
-    What a list does not hold came behind its last.
+    A label that is missing from the expected list ranks behind its last entry.
     """
     if FIRST.get(name) in wanted:
         first, same = FIRST[name], wanted[name].shape
@@ -116,7 +116,7 @@ def _as_good(name: str, found: Arrays, wanted: Arrays, tolerance: float) -> np.n
 
 
 def case(signature: str, inputs: Arrays, outputs: Arrays) -> dict[str, Any]:
-    """A golden request as the manifest holds it."""
+    """A golden request in the form the manifest stores."""
     asked, answered = ({name: to_json(value) for name, value in sorted(part.items())} for part in (inputs, outputs))
     return {"signature": signature, "inputs": asked, "outputs": answered}
 
@@ -125,7 +125,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a version directory.
 
     Raises:
-        CheckpointError: there is none, or it is broken or of another schema.
+        CheckpointError: it is missing, broken or of another schema.
     """
     path = folder / "assets.extra" / MANIFEST
     try:
@@ -138,7 +138,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Are the files of a version those that were exported?
+    """Check that the files of a version are the exported ones.
 
     Raises:
         CheckpointError: one is missing or changed.
@@ -150,10 +150,10 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def replay(manifest: Mapping[str, Any], ask: Ask) -> dict[str, float]:
-    """Ask every golden request again; returns how far the answers of each signature lie apart.
+    """Repeat every golden request; returns the largest difference per signature.
 
     Raises:
-        CheckpointError: an answer is another one; the message names signature, output and row.
+        CheckpointError: an answer differs; the message names signature, output and row.
     """
     worst: dict[str, float] = {}
     for case in manifest["golden"]:
@@ -174,7 +174,7 @@ def replay(manifest: Mapping[str, Any], ask: Ask) -> dict[str, float]:
 
 
 def loaded(model: Any) -> Ask:
-    """Asks a loaded SavedModel, or anything else that has `signatures`."""
+    """An `Ask` for a loaded SavedModel, or any object with `signatures`."""
     import tensorflow as tf
 
     def ask(name: str, inputs: Arrays) -> Arrays:
@@ -185,10 +185,10 @@ def loaded(model: Any) -> Ask:
 
 
 def server(url: str, manifest: Mapping[str, Any], timeout: float = 60) -> Ask:
-    """Asks a live server over REST.
+    """An `Ask` for a live server, over REST.
 
     Args:
-        url: of the model, such as `http://localhost:8501/v1/models/tweets`.
+        url: URL of the model, such as `http://localhost:8501/v1/models/tweets`.
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

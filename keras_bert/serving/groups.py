@@ -1,9 +1,9 @@
-"""Rows of like length computed together, so that a batch costs what its tokens cost and not what its longest row does.
+"""Rows of similar length are computed together, so a batch costs what its tokens cost, not what its longest row costs.
 
-A client may send a tweet beside a page. Padded to the page, the tweet would cost as much as the page; here rows go
-through the network from the longest on, in groups of some hundred tokens, each group as wide as its own longest row.
-Groups run at the same time, and small ones stay in the processor's caches, so batches of like rows gain too. Every row
-is computed as it is alone, but for rounding.
+A client may send a tweet and a page in one request. Padded to the page, the tweet would cost as much as the page. Here
+rows go through the network longest first, in groups of a few hundred tokens, each padded to its own longest row. Groups
+run in parallel, and small groups fit the processor's caches, so batches of equal rows gain as well. Each row gets the
+result it would get alone, up to rounding.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,8 +13,8 @@ import tensorflow as tf
 
 Tensors = dict[str, tf.Tensor]
 PARTS, FEWEST, MOST = 4, 192, 384
-"""A group has a share of the batch's tokens, padding counted, within bounds: so many that products are worth their
-setting up, so few that there are several groups, which run at the same time, and that they fit into the caches."""
+"""A group takes 1/PARTS of the batch's tokens (padding included), between FEWEST and MOST: enough to amortize the
+set-up of a matrix product, few enough that several groups run in parallel and fit the caches."""
 
 
 def by_length(
@@ -23,24 +23,24 @@ def by_length(
     outputs: Mapping[str, tf.TensorSpec],
     bounds: tuple[int, int] = (FEWEST, MOST),
 ) -> Tensors:
-    """`run(features)`, computed in groups.
+    """Compute `run(features)` group by group.
 
     Args:
-        run: features of G rows, `[G, S]` with S <= T -> outputs whose first axis is G; a second axis of unknown size is
-            that of the tokens.
-        features: int or bool `[W, T]`; `padding_mask` says how long rows are.
-        outputs: what `run` gives.
-        bounds: the fewest and the most tokens that a group is filled up to; one row is a group in any case.
+        run: takes features `[G, S]`, S <= T, of G rows and returns outputs whose first axis is G. A second axis of
+            unknown size is the token axis.
+        features: int or bool `[W, T]`; `padding_mask` gives the length of each row.
+        outputs: specs of the outputs of `run`.
+        bounds: fewest and most tokens in a group; a single long row may exceed the bound.
 
     Returns:
-        The outputs in the order of the rows; those of tokens are zero where nothing was computed.
+        The outputs in the order of the rows; token outputs are zero where nothing was computed.
     """
     shape = tf.shape(features["padding_mask"])
     count, width = shape[0], shape[1]
     lengths = tf.reduce_max(tf.where(features["padding_mask"], tf.range(1, width + 1), 0), axis=1)
     order = tf.argsort(lengths, direction="DESCENDING", stable=True)
     budget = tf.clip_by_value(tf.reduce_sum(lengths) // PARTS, *bounds)
-    falling = tf.concat([tf.maximum(tf.gather(lengths, order), 2), [2]], 0)  # the last is for a batch of no rows
+    falling = tf.concat([tf.maximum(tf.gather(lengths, order), 2), [2]], 0)  # the last entry serves an empty batch
 
     def end(start: tf.Tensor) -> tf.Tensor:
         return tf.minimum(start + tf.maximum(budget // falling[start], 1), count)
@@ -54,7 +54,7 @@ def by_length(
         wide = [_grown(found[name], spec, width - longest) for name, spec in outputs.items()]
         return number + 1, last, *(part.write(number, value) for part, value in zip(parts, wide, strict=True))
 
-    # Counted first: arrays that grow need an op that servers have from 2.13 on only.
+    # Groups are counted first: dynamically sized arrays need an op that servers have only from 2.13 on.
     groups, _ = tf.while_loop(more, lambda number, start: (number + 1, end(start)), (0, 0))
     arrays = [
         tf.TensorArray(spec.dtype, groups, infer_shape=False, element_shape=spec.shape) for spec in outputs.values()
@@ -66,7 +66,7 @@ def by_length(
 
 
 def _grown(value: tf.Tensor, spec: tf.TensorSpec, more: tf.Tensor) -> tf.Tensor:
-    """Outputs of tokens `[G, S, ...]` with so many columns of zeros more; others as they are."""
+    """Pad token outputs `[G, S, ...]` with `more` columns of zeros; leave other outputs unchanged."""
     if spec.shape.rank < 2 or spec.shape[1] is not None:
         return value
     return tf.pad(value, [[0, 0], [0, more], *[[0, 0]] * (value.shape.rank - 2)])

@@ -1,7 +1,7 @@
-"""Which TensorFlow Serving releases can load a SavedModel: every op and attribute of its graph is looked up in a table.
+"""Which TensorFlow Serving releases can load a SavedModel, by the ops and attributes of its graph.
 
-A server has the ops that it was built with and no others: a graph with one more fails to load there. The table is
-`server_ops.txt`, which says where it is from.
+A server knows only the ops it was built with; a graph with any other op fails to load. The table is `server_ops.txt`,
+which names its source.
 """
 
 import re
@@ -18,12 +18,12 @@ from tensorflow.core.protobuf import saved_model_pb2
 from keras_bert.errors import CheckpointError
 
 REMARKS = re.compile(r".*\.debug_name$")
-"""Attributes that say nothing about the result; releases that do not know them read over them."""
+"""Attributes that do not affect the result; releases that do not know them ignore them."""
 
 
 @dataclass(frozen=True)
 class Ops:
-    """What a graph needs: its ops, sorted, and the oldest server release that has them all, such as "2.12"."""
+    """The ops of a graph, sorted, and the oldest server release that has all of them, such as "2.12"."""
 
     names: tuple[str, ...]
     oldest_server: str
@@ -31,7 +31,7 @@ class Ops:
 
 @cache
 def table() -> dict[str, int]:
-    """Op, or `Op.attribute` that came later than its op -> y of the first release 2.y that has it."""
+    """Maps an op, or an `Op.attribute` added later than its op, to the y of the first release 2.y that has it."""
     found: dict[str, int] = {}
     release = 0
     for line in resources.files("keras_bert.serving").joinpath("server_ops.txt").read_text("utf-8").splitlines():
@@ -46,7 +46,7 @@ def meta_graph(folder: Path) -> Any:
     """The graph with the tag `serve` of the SavedModel in `folder`.
 
     Raises:
-        CheckpointError: there is none, or the file cannot be read.
+        CheckpointError: there is no such graph, or the file cannot be read.
     """
     path, content = folder / "saved_model.pb", saved_model_pb2.SavedModel()
     try:
@@ -60,18 +60,18 @@ def meta_graph(folder: Path) -> Any:
 
 
 def nodes(graph_def: Any) -> Iterator[Any]:
-    """The nodes of a graph and of its functions; calls of functions are not among them."""
+    """The nodes of a graph and of its functions, without function calls."""
     functions = {f.signature.name for f in graph_def.library.function}
     for part in (graph_def.node, *(f.node_def for f in graph_def.library.function)):
         yield from (node for node in part if node.op not in functions)
 
 
 def check(folder: Path) -> Ops:
-    """Look up the graph of the SavedModel in `folder`.
+    """Look up every op of the SavedModel in `folder`.
 
     Raises:
-        CheckpointError: no release of the table has one of its ops, or a part of it must be compiled by XLA, which
-            servers refuse.
+        CheckpointError: no release in the table has one of its ops, or a node must be compiled by XLA, which servers
+            refuse.
     """
     known, names, oldest = table(), set(), 0
     for node in nodes(meta_graph(folder).graph_def):

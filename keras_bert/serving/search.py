@@ -1,13 +1,13 @@
-"""Greedy and beam search over any model that says what comes next, inside the TensorFlow graph.
+"""Greedy and beam search in the TensorFlow graph, over any model that predicts the next token.
 
-The beam holds the best K hypotheses, those that have ended among them: they stay as they are, and are compared with the
-others by the same score, the logarithm of their probability over `((5 + length) / 6) ** penalty` (Wu et al. 2016,
-https://arxiv.org/abs/1609.08144, without coverage); the length counts the end token. A beam of 1 is greedy search.
+The beam holds the best K hypotheses. A hypothesis that has ended stays in the beam unchanged and competes by the same
+score: its log probability over `((5 + length) / 6) ** penalty` (Wu et al. 2016, https://arxiv.org/abs/1609.08144,
+without the coverage term). The length includes the end token. A beam of 1 is greedy search.
 
-What a model keeps of the tokens it has read is never moved when the beam changes. A hypothesis knows its way instead:
-in which of the K places of the beam it stood each time, so that it finds its own tokens among those of all.
+The keys and values that a model caches are never moved when the beam changes. Each hypothesis records the beam slots it
+has passed through instead, and so finds its own tokens in the cache.
 
-Shapes: B rows, K hypotheses of each, L tokens of a hypothesis at most, V vocabulary.
+Shapes: B rows, K hypotheses per row, L the longest hypothesis in tokens, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,21 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 Step = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, Any], tuple[tf.Tensor, Any]]
-"""Hypotheses int32 `[B, K, L]`, their ways int32 `[B, K, L]`, how many of their tokens are there, int32, and a state ->
-logits float32 `[B, K, V]` of the next, and the state for the next time. Of a way as much is there as of the tokens: the
-place of the beam, from 0, that was asked for each of them."""
+"""`(ids, ways, length, state) -> (logits, state)`: one step of decoding.
+
+`ids` int32 `[B, K, L]` are the hypotheses. `ways[b, k, i]` int32 is the beam slot that hypothesis k occupied when token
+i was generated. Only the first `length` entries of both are valid. `logits` float32 `[B, K, V]` are those of the next
+token.
+"""
 LOW = -1e30
 
 
 class Hypotheses(NamedTuple):
-    """What was found, the best first: `ids` int32 `[B, K, L]`, filled up with the end token; `scores` float32,
-    `lengths` int32 (with the end token) and `ended` bool `[B, K]`: did it end, or was it cut after L tokens?"""
+    """The hypotheses of each row, best first.
+
+    `ids` int32 `[B, K, L]` are padded with the end token. `scores` float32, `lengths` int32 (end token included) and
+    `ended` bool are `[B, K]`; `ended` is False for a hypothesis that was cut after L tokens.
+    """
 
     ids: Any
     scores: Any
@@ -35,29 +41,29 @@ class Hypotheses(NamedTuple):
 def search(
     step: Step, rows: Any, size: int, length: int, end_id: int, penalty: float = 0.0, state: Any = ()
 ) -> Hypotheses:
-    """The best hypotheses of each row; a row's do not depend on the other rows.
+    """Find the best hypotheses of each row. Rows do not affect each other.
 
     Args:
-        step: is run until all have ended, `length` times at most.
+        step: runs until every hypothesis has ended, at most `length` times.
         rows: B, a number or a scalar.
         size: K, at most V.
         length: L.
-        penalty: 0 compares probabilities; the greater it is, the longer the best hypothesis.
-        state: of the first step: tensors in lists or tuples, whose shapes do not change as far as they are known.
+        penalty: 0 compares probabilities; larger values favor longer hypotheses.
+        state: passed to the first step: nested tensors whose static shapes do not change.
     """
 
     def normalized(totals: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
         return totals / ((5.0 + tf.cast(lengths, tf.float32)) / 6.0) ** penalty
 
-    def go_on(count: Any, ids: Any, ways: Any, totals: Any, lengths: Any, ended: Any, state: Any) -> tf.Tensor:
+    def unfinished(count: Any, ids: Any, ways: Any, totals: Any, lengths: Any, ended: Any, state: Any) -> tf.Tensor:
         return (count < length) & ~tf.reduce_all(ended)
 
     def extend(count: Any, ids: Any, ways: Any, totals: Any, lengths: Any, ended: Any, state: Any) -> tuple[Any, ...]:
         logits, state = step(ids, ways, count, state)
-        found = tf.nn.log_softmax(logits)
-        width = tf.shape(found)[2]
+        log_probabilities = tf.nn.log_softmax(logits)
+        width = tf.shape(log_probabilities)[2]
         stays = tf.where(tf.range(width) == end_id, 0.0, LOW)
-        totals = totals[:, :, tf.newaxis] + tf.where(ended[:, :, tf.newaxis], stays, found)
+        totals = totals[:, :, tf.newaxis] + tf.where(ended[:, :, tf.newaxis], stays, log_probabilities)
         lengths += tf.cast(~ended, tf.int32)
         scores = normalized(totals, lengths[:, :, tf.newaxis])
         _, chosen = tf.math.top_k(tf.reshape(scores, [rows, size * width]), size)
@@ -72,13 +78,15 @@ def search(
         tf.constant(0),
         tf.fill([rows, size, length], end_id),
         tf.zeros([rows, size, length], tf.int32),
-        tf.tile(tf.where(tf.range(size) == 0, 0.0, LOW)[tf.newaxis, :], [rows, 1]),  # all are the same: one counts
+        tf.tile(
+            tf.where(tf.range(size) == 0, 0.0, LOW)[tf.newaxis, :], [rows, 1]
+        ),  # all hypotheses are equal at first, so only one counts
         tf.zeros([rows, size], tf.int32),
         tf.zeros([rows, size], tf.bool),
         state,
     )
     whole, each = tf.TensorShape([None, size, length]), tf.TensorShape([None, size])
-    kept = tf.nest.map_structure(lambda tensor: tensor.shape, state)
-    shapes = (tf.TensorShape([]), whole, whole, each, each, each, kept)
-    _, ids, _, totals, lengths, ended, _ = tf.while_loop(go_on, extend, start, shape_invariants=shapes)
+    state_shapes = tf.nest.map_structure(lambda tensor: tensor.shape, state)
+    shapes = (tf.TensorShape([]), whole, whole, each, each, each, state_shapes)
+    _, ids, _, totals, lengths, ended, _ = tf.while_loop(unfinished, extend, start, shape_invariants=shapes)
     return Hypotheses(ids, normalized(totals, lengths), lengths, ended)

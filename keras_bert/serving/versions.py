@@ -1,8 +1,8 @@
-"""The versions of a served model: directories with whole numbers for names, under one base directory.
+"""The versions of a served model: directories named by whole numbers, under one base directory.
 
-TensorFlow Serving looks at the base directory every second and serves the largest number it finds, so a version must
-be there whole or not at all: it is written under another name and renamed, and goes the same way. Going back to an
-older version publishes it again under a new number, so what is served never depends on what was deleted.
+TensorFlow Serving polls the base directory every second and serves the largest number, so a version must appear whole
+or not at all: it is written under another name and then renamed, and deleted the same way. Rolling back publishes an
+older version again under a new number, so what is served never depends on what was deleted.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ def versions(base: Path) -> list[int]:
 
 
 def folder_of(base: Path, version: int) -> Path:
-    """The directory of a version; servers read leading zeros over, and so does this.
+    """The directory of a version. Leading zeros are ignored, as servers do.
 
     Raises:
-        ConfigError: there is none; the message lists those that are there.
+        ConfigError: there is no such version; the message lists the existing ones.
     """
     if base.is_dir():
         for path in sorted(base.iterdir()):
@@ -41,14 +41,14 @@ def folder_of(base: Path, version: int) -> Path:
 
 
 def next_version(base: Path) -> int:
-    """One after the largest version under `base`; 1 in an empty or new directory."""
+    """The largest version under `base` plus 1; 1 for an empty or new directory."""
     if base.exists() and not base.is_dir():
         raise ConfigError(f"{base}: is a file; export_dir must be a directory")
     return max(versions(base), default=0) + 1
 
 
 def check_version(base: Path, version: int) -> int:
-    """`version`, if a server can load it from `base` and it is not there yet."""
+    """Returns `version` if a server can load it from `base` and it does not exist yet."""
     next_version(base)
     if not 0 < version < 2**63:
         raise ConfigError(f"version must be from 1 to {2**63 - 1}, got {version}")
@@ -59,10 +59,10 @@ def check_version(base: Path, version: int) -> int:
 
 @contextlib.contextmanager
 def publishing(base: Path, version: int | None = None) -> Iterator[tuple[Path, Path]]:
-    """A temporary directory to write to, and the version directory that it becomes at the end, if nothing is raised.
+    """Yields a temporary directory to write to, and the version directory it becomes if nothing is raised.
 
     Args:
-        version: a positive number that is not there yet; None takes the one after the largest.
+        version: a new positive number; None takes the largest plus 1.
 
     Raises:
         ConfigError: the version is not a positive 64-bit number or exists, or `base` is a file.
@@ -89,7 +89,7 @@ def publishing(base: Path, version: int | None = None) -> Iterator[tuple[Path, P
 
 
 def roll_back(base: Path, version: int) -> Path:
-    """Publish an older version again as the newest one; its files are shared where the disk can do that."""
+    """Publish an older version again as the newest. Its files are hard links where the disk allows it."""
 
     def link(source: str, target: str) -> None:
         try:
@@ -104,10 +104,10 @@ def roll_back(base: Path, version: int) -> Path:
 
 
 def prune(base: Path, keep: int) -> list[int]:
-    """Delete all but the `keep` largest versions and those with a label; returns the numbers deleted.
+    """Delete all versions but the `keep` largest and those with a label; returns the deleted numbers.
 
     Raises:
-        ConfigError: nothing would be kept.
+        ConfigError: `keep` is below 1.
         CheckpointError: a version cannot be deleted.
     """
     if keep < 1:
@@ -143,10 +143,10 @@ def labels(base: Path) -> dict[str, int]:
 
 
 def set_label(base: Path, label: str, version: int | None) -> None:
-    """Let clients ask for `version` as `/labels/LABEL`; None takes the label away.
+    """Make `version` available to clients as `/labels/LABEL`; None removes the label.
 
     Raises:
-        ConfigError: the label cannot stand in a path, or there is no such version.
+        ConfigError: the label is not valid in a URL path, or there is no such version.
         CheckpointError: the file of labels cannot be read or written.
     """
     if not re.fullmatch("[A-Za-z0-9_]+", label):
@@ -169,7 +169,7 @@ def model_config(models: Mapping[str, tuple[Path, str]]) -> str:
     Args:
         models: name -> the base directory here, and its path as the server sees it.
 
-    A model without labels is served as usual, its largest version; with labels, its labelled versions and the largest.
+    A model without labels is served in its largest version; one with labels in its labeled versions and the largest.
     """
     blocks = []
     for name, (base, path) in models.items():
@@ -184,6 +184,6 @@ def model_config(models: Mapping[str, tuple[Path, str]]) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A string of a text proto."""
+    """A string literal of a text proto."""
     escaped = "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in value.encode("utf-8"))
     return f'"{escaped}"'

@@ -1,7 +1,7 @@
-"""Warm-up requests: what TensorFlow Serving runs before a new version answers anybody.
+"""Warm-up requests, which TensorFlow Serving runs before a new version answers its first client.
 
-The file holds `tensorflow.serving.PredictionLog` messages. A record that does not run, or one too many, makes the
-server refuse the model, so they are replayed before a version is published.
+The file holds `tensorflow.serving.PredictionLog` messages. A record that fails, or one record too many, makes the
+server reject the model, so the exporter replays them before it publishes a version.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from keras_bert.serving.protos import PREDICTION_LOG, message_types
 
 FILE = "tf_serving_warmup_requests"
 MOST = 1000
-"""Records that a server accepts."""
+"""The most records that a server accepts."""
 
 Request = tuple[str, Mapping[str, np.ndarray]]
-"""Name of a signature and its inputs."""
+"""A signature name and its inputs."""
 
 
 TYPES = message_types(PREDICTION_LOG)
@@ -39,7 +39,7 @@ def replay(signatures: Mapping[str, tf.types.experimental.GenericFunction], requ
     """Run requests against the signatures of a loaded SavedModel.
 
     Raises:
-        CheckpointError: one names no signature of the model or fails; the message gives its number.
+        CheckpointError: a request fails or names an unknown signature; the message gives its number.
     """
     for number, (name, inputs) in enumerate(requests, 1):
         if name not in signatures:
@@ -54,7 +54,7 @@ def write(folder: Path, model: str, requests: Sequence[Request]) -> None:
     """Write the file of warm-up requests into the version directory `folder`.
 
     Raises:
-        ConfigError: there are more than a server accepts.
+        ConfigError: there are more requests than a server accepts.
     """
     if len(requests) > MOST:
         raise ConfigError(f"{len(requests)} warm-up requests; TensorFlow Serving accepts at most {MOST}")
