@@ -1,7 +1,7 @@
-"""Token rows to model rows: how much each segment keeps, which part of it, where windows begin, what is a word.
+"""Segments to model rows: truncation, packing with special tokens, overlapping windows, and whole words.
 
 Everything is core TensorFlow ops on ragged tensors, so it runs in `tf.data` and inside a SavedModel alike.
-Shapes: B texts, W windows, S segments of a row.
+Shapes: B texts, W windows, S segments per row.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,15 +14,15 @@ from keras_bert.config import choose
 Lengths = list[tf.Tensor]
 
 
-# === How many tokens each segment keeps: (lengths, room) -> lengths, each int32 [B] ===
+# === Truncation, how much: (lengths, room) -> lengths to keep, each int32 [B] ===
 
 
 def longest_first(lengths: Lengths, room: int) -> Lengths:
-    """Drop from the longest segment, the last of equally long ones, until the row fits.
+    """Drop tokens from the longest segment (the last one on ties) until the row fits.
 
-    This is google-research/bert's rule for pairs, in closed form and for any number of segments: all are cut
-    to one level, and what is left of the room goes to the first segments that were cut, one token each.
-    Filling the row one token of each segment in turn (round robin) gives the same lengths.
+    This is google-research/bert's rule for pairs, in closed form and for any number of segments: every segment is cut
+    to one common length, and the remaining room goes to the first segments that were cut, one token each. Filling the
+    row with one token of each segment in turn (round robin) gives the same lengths.
     """
     count = len(lengths)
     if count == 1:
@@ -30,7 +30,7 @@ def longest_first(lengths: Lengths, room: int) -> Lengths:
     stacked = tf.stack(lengths, axis=1)  # [B, S]
     ordered = tf.sort(stacked, axis=1)
     before = tf.cumsum(ordered, axis=1, exclusive=True)
-    # If the k shortest were whole, the others would share the rest; the level is the highest such share.
+    # If the k shortest stay whole, the others share the rest equally; the level is the largest such share.
     level = tf.reduce_max((room - before) // tf.range(count, 0, -1), axis=1, keepdims=True)
     kept = tf.minimum(stacked, level)
     cut = tf.cast(stacked > level, tf.int32)
@@ -40,7 +40,7 @@ def longest_first(lengths: Lengths, room: int) -> Lengths:
 
 
 def waterfall(lengths: Lengths, room: int) -> Lengths:
-    """The first segment keeps all it can, the next what is left, and so on."""
+    """The first segment keeps as much as fits, the next takes what is left, and so on."""
     kept: Lengths = []
     for length in lengths:
         kept.append(tf.minimum(length, room))
@@ -49,7 +49,7 @@ def waterfall(lengths: Lengths, room: int) -> Lengths:
 
 
 def before_target(most: int) -> Callable[[Lengths, int], Lengths]:
-    """The first segment leaves room for a second of `most` tokens, its [SEP] included, whether it is there or not."""
+    """Reserve room for a second segment of `most` tokens, its [SEP] included, whether or not there is one."""
 
     def share(lengths: Lengths, room: int) -> Lengths:
         first, *targets = lengths
@@ -66,7 +66,7 @@ SHARES: dict[str, Callable[[Lengths, int], Lengths]] = {
 }
 
 
-# === Which tokens of a segment are kept: (row lengths, keep) -> (head, tail), each int32 [B] ===
+# === Truncation, which part: (row lengths, keep) -> (tokens from the head, from the tail), each int32 [B] ===
 
 
 def head(lengths: tf.Tensor, keep: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -80,7 +80,7 @@ def tail(lengths: tf.Tensor, keep: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def head_tail(lengths: tf.Tensor, keep: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """A quarter from the beginning, the rest from the end: 128 + 382 of 510 (Sun et al. 2019)."""
+    """A quarter from the head and the rest from the tail: 128 + 382 of 510 tokens (Sun et al. 2019)."""
     first = tf.where(lengths <= keep, keep, (keep + 2) // 4)
     return first, keep - first
 
@@ -93,7 +93,7 @@ PARTS: dict[str, Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]] 
 
 
 def cut(segment: tf.RaggedTensor, keep: tf.Tensor, part: str = "head") -> tf.RaggedTensor:
-    """`keep[i]` tokens of each row of `segment` `[B, tokens]`; `part` is a name of `PARTS`."""
+    """Keep `keep[i]` tokens of row i of `segment` `[B, tokens]`; `part` is a name in `PARTS`."""
     begin, end = segment.row_splits[:-1], segment.row_splits[1:]
     lengths = tf.cast(end - begin, tf.int32)
     keep = tf.minimum(keep, lengths)
@@ -111,7 +111,7 @@ def cut(segment: tf.RaggedTensor, keep: tf.Tensor, part: str = "head") -> tf.Rag
 def pack(
     segments: Sequence[tf.RaggedTensor], cls_id: int, sep_id: int, pad_id: int
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`[CLS] a [SEP] b [SEP] ...`, padded to the longest row of the batch, at least 2 wide.
+    """Build `[CLS] a [SEP] b [SEP] ...`, padded to the longest row of the batch, at least 2 tokens wide.
 
     Returns:
         `token_ids` and `segment_ids` int32 `[B, T]`, `padding_mask` bool `[B, T]`. Segment ids are 0, 1, 2, ...;
@@ -119,7 +119,9 @@ def pack(
     """
     lengths = [tf.cast(segment.row_lengths(), tf.int32)[:, tf.newaxis] for segment in segments]
     widths = tf.add_n(lengths) + 1 + len(segments)  # [B, 1]
-    column = tf.range(tf.reduce_max(tf.concat([widths[:, 0], [2]], 0)))[tf.newaxis, :]  # 0 rows have no longest one
+    column = tf.range(tf.reduce_max(tf.concat([widths[:, 0], [2]], 0)))[
+        tf.newaxis, :
+    ]  # an empty batch has no longest row
     padding_mask = column < widths
     token_ids = tf.where(padding_mask, tf.where(column == 0, cls_id, sep_id), pad_id)
     segment_ids = tf.zeros_like(token_ids)
@@ -127,10 +129,10 @@ def pack(
     for number, (segment, length) in enumerate(zip(segments, lengths, strict=True)):
         if number:
             segment_ids += tf.cast(padding_mask & (column >= begin), tf.int32)
-        there = (column >= begin) & (column < begin + length)
-        at = tf.where(there, tf.cast(segment.row_starts(), tf.int32)[:, tf.newaxis] + column - begin, 0)
-        some = tf.concat([segment.flat_values, [pad_id]], 0)  # there may be no token at all
-        token_ids = tf.where(there, tf.gather(some, at), token_ids)
+        inside = (column >= begin) & (column < begin + length)
+        at = tf.where(inside, tf.cast(segment.row_starts(), tf.int32)[:, tf.newaxis] + column - begin, 0)
+        values = tf.concat([segment.flat_values, [pad_id]], 0)  # there may be no token at all
+        token_ids = tf.where(inside, tf.gather(values, at), token_ids)
         begin += length + 1
     return token_ids, segment_ids, padding_mask
 
@@ -141,16 +143,16 @@ def pack(
 def windows(
     segment: tf.RaggedTensor, size: tf.Tensor, stride: int, most: int
 ) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
-    """Overlapping windows over the rows of `segment` `[B, tokens]`, so that long texts are read whole.
+    """Cut the rows of `segment` `[B, tokens]` into overlapping windows, so that long texts are read whole.
 
     Args:
-        size: tokens of a window, int32 `[B]` or one number; at least 1.
+        size: tokens per window, int32 `[B]` or one number; at least 1.
         stride: tokens from the start of one window to the start of the next.
-        most: windows of a row at most; what lies behind the last is not read.
+        most: maximum number of windows per row; tokens after the last window are not read.
 
     Returns:
-        The windows `[W, tokens]`, in order; the row each belongs to, int32 `[W]`; and where in its row each
-        starts, int32 `[W]`. A row that fits has one window; so has an empty one.
+        The windows `[W, tokens]` in order; the row of each window, int32 `[W]`; and its start in that row, int32 `[W]`.
+        A row that fits, or is empty, has one window.
     """
     lengths = tf.cast(segment.row_lengths(), tf.int32)
     size = tf.broadcast_to(tf.convert_to_tensor(size, tf.int32), tf.shape(lengths))
@@ -165,28 +167,28 @@ def windows(
 
 
 def best_window(where: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Is this the window that shows a token with most of what is around it, the first of equally good ones?
+    """Select, for each token, the window that shows it with the most context; the first one on ties.
 
-    As google-research/bert judges: by the shorter side of the token, then by the length of the window.
+    Context is measured as in google-research/bert: by the shorter side of the token, then by the length of the window.
 
     Args:
-        where: which of the `count` tokens each position holds, int32 `[W, T]`; `count` where it holds none.
+        where: which of the `count` tokens each position holds, int32 `[W, T]`; `count` for padding.
 
     Returns:
-        bool `[W, T]`; each token that a window holds is True once.
+        bool `[W, T]`; exactly one position of each token is True.
     """
-    there = where < count
-    length = tf.reduce_sum(tf.cast(there, tf.int64), axis=1, keepdims=True)
-    left = tf.cumsum(tf.cast(there, tf.int64), axis=1) - 1
+    real = where < count
+    length = tf.reduce_sum(tf.cast(real, tf.int64), axis=1, keepdims=True)
+    left = tf.cumsum(tf.cast(real, tf.int64), axis=1) - 1
     number, shape = tf.size(where, tf.int64), tf.shape(where)
     later = tf.reshape(tf.range(number, 0, -1), shape)
     key = (tf.minimum(left, length - 1 - left) * 100 + length) * (number + 1) + later
     best = tf.math.unsorted_segment_max(tf.reshape(key, [-1]), tf.reshape(where, [-1]), count + 1)
-    return there & (key == tf.gather(best, where))
+    return real & (key == tf.gather(best, where))
 
 
 def merge(values: tf.Tensor, rows: tf.Tensor, num_rows: Any, how: str = "mean") -> tf.Tensor:
-    """One value per row from one per window: `[W, n]` -> `[B, n]`; `how` is a name of `MERGES`."""
+    """Merge the values of windows `[W, n]` into those of rows `[B, n]`; `how` is a name in `MERGES`."""
     return choose(MERGES, how, "way to merge windows")(values, rows, num_rows)
 
 
@@ -205,17 +207,17 @@ MERGES: dict[str, Callable[[tf.Tensor, tf.Tensor, Any], tf.Tensor]] = {
 
 
 def whole_words(tokens: tf.RaggedTensor, continues: tf.Tensor) -> tf.RaggedTensor:
-    """Pieces of one word together: `[B, tokens]` -> `[B, words, pieces]`.
+    """Group the pieces of each word: `[B, tokens]` -> `[B, words, pieces]`.
 
     Args:
-        continues: bool `[V]`, or `[B, tokens]` ragged: does the piece go on with the word before it? For a
-            vocabulary: does it begin with `##`? For Chinese words, `continuing_characters` says.
+        continues: bool `[V]`, or ragged `[B, tokens]`: whether a piece continues the word before it. In a vocabulary
+            these are the pieces that begin with `##`; for Chinese words see `continuing_characters`.
     """
     if isinstance(continues, tf.RaggedTensor):
         flags = continues.flat_values
     else:
         flags = tf.gather(continues, tokens.flat_values)
-    first = tf.ragged.range(tokens.row_lengths()).flat_values == 0  # a row begins with a word, whatever it holds
+    first = tf.ragged.range(tokens.row_lengths()).flat_values == 0  # the first piece of a row always starts a word
     starts = tf.logical_or(tf.logical_not(flags), first)
     words = tf.RaggedTensor.from_value_rowids(
         tokens.flat_values,
@@ -227,15 +229,15 @@ def whole_words(tokens: tf.RaggedTensor, continues: tf.Tensor) -> tf.RaggedTenso
 
 
 def continuing_characters(pieces: Sequence[str], segment: Callable[[str], Sequence[str]]) -> list[bool]:
-    """Which pieces go on with a word, where words are not written apart (whole-word masking, Cui et al. 2019).
+    """Mark pieces that continue a word in text without spaces (whole-word masking, Cui et al. 2019).
 
     Args:
-        pieces: the pieces of a text; a Chinese character is a piece of its own.
-        segment: a word segmenter, text -> words that add up to it (`lambda s: list(jieba.cut(s))`).
+        pieces: the pieces of a text; each Chinese character is a piece.
+        segment: a word segmenter, text -> words that concatenate to it (`lambda s: list(jieba.cut(s))`).
 
     Returns:
-        For each piece whether it continues a word: those beginning with `##`, and all but the first
-        character of each word that `segment` finds in a run of single characters.
+        Whether each piece continues a word: pieces that begin with `##`, and all but the first character of each word
+        that `segment` finds in a run of single characters.
     """
     flags = [piece.startswith("##") for piece in pieces]
     run: list[int] = []
