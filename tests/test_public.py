@@ -58,7 +58,8 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_importing_bert_loads_keras_and_no_other_bert():
     foreign = ("keras_hub", "keras_nlp", "tf_keras", "torch", "transformers", "jax")
-    assert loaded_after("from keras_bert import Bert", "keras", *foreign) == {"keras"}
+    by_keras = loaded_after("import keras", *foreign)  # Keras looks for JAX where it is installed
+    assert loaded_after("from keras_bert import Bert", "keras", *foreign) == {"keras"} | by_keras
 
 
 def test_the_version_is_that_of_the_changelog():

@@ -106,7 +106,7 @@ def write(path: str | Path, run: str | Path | Checkpoint, precision: str = "int8
 def _converted(run: Path, precision: str) -> bytes:
     """The model, written by a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        code = "import sys; from keras_bert.onnx import _main; sys.exit(_main(*sys.argv[1:]))"
+        code = "import sys; from keras_bert.portable.onnx import _main; sys.exit(_main(*sys.argv[1:]))"
         command = [sys.executable, "-W", "ignore", "-c", code, str(run.absolute()), folder, precision]
         environment = os.environ | {
             "KERAS_BACKEND": "torch",

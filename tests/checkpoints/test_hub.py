@@ -213,7 +213,7 @@ def test_a_file_is_refused(tiny_checkpoint):
 def test_local_work_loads_no_client(tiny_checkpoint, home):
     shutil.copytree(tiny_checkpoint, home / "bert-base-uncased")
     code = (
-        f"import sys\nfrom keras_bert import hub\nhub.resolve({str(tiny_checkpoint)!r})\n"
+        f"import sys\nfrom keras_bert.checkpoints import hub\nhub.resolve({str(tiny_checkpoint)!r})\n"
         f"hub.resolve('bert-base-uncased', home={str(home)!r})\n"
         "print(*(m for m in ('huggingface_hub', 'kagglehub', 'requests', 'httpx', 'tensorflow') if m in sys.modules))"
     )
@@ -496,7 +496,7 @@ def test_offline_the_clients_own_cache_is_used(home, tiny_checkpoint, tmp_path):
 def test_the_real_client_without_a_network(home, tmp_path):
     pytest.importorskip("huggingface_hub", reason="the extra `hub` installs it")
     code = (
-        "from keras_bert import hub\nfrom keras_bert.errors import CheckpointError\n"
+        "from keras_bert.checkpoints import hub\nfrom keras_bert.errors import CheckpointError\n"
         f"try:\n    hub.resolve('bert-base-uncased', home={str(home)!r})\n"
         "except CheckpointError as error:\n    print(error)\n"
     )

@@ -37,7 +37,7 @@ SENTENCES = ("classify", "mixed", "multilabel", "regress")
 ALL_OF_THEM = """
 import json, sys
 from pathlib import Path
-from keras_bert import onnx
+from keras_bert.portable import onnx
 codes = {}
 for run, precision in json.loads(sys.argv[1]):
     folder = Path(run) / precision

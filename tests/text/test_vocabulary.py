@@ -78,7 +78,7 @@ def test_what_is_no_file_is_refused(tmp_path):
 def test_a_named_pipe_is_refused_and_does_not_hang(tmp_path):
     path = tmp_path / "vocab.txt"
     os.mkfifo(path)
-    code = f"from keras_bert.vocabulary import read_vocabulary; read_vocabulary({str(path)!r})"
+    code = f"from keras_bert.text.vocabulary import read_vocabulary; read_vocabulary({str(path)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
     assert "vocab.txt: not a file" in done.stderr
 

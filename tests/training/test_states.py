@@ -98,7 +98,7 @@ WRITE = """
 import sys
 from pathlib import Path
 import numpy as np
-from keras_bert.runs import States
+from keras_bert.training.states import States
 states, step = States(Path(sys.argv[1])), int(sys.argv[2])
 while True:
     step += 1
@@ -128,7 +128,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_the_newest_state_that_was_writte
         step = header["step"]
 
 
-HOLD = "import sys; from pathlib import Path; from keras_bert.runs import locked\n"
+HOLD = "import sys; from pathlib import Path; from keras_bert.training.states import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 
 
