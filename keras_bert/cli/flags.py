@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,15 @@ def names_of(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind) if "help" in field.metadata]
 
 
+def names_in(choices: Sequence[str] | str | None, default: Any) -> Sequence[str] | None:
+    """The values that a flag takes; `choices` is what `config.base.flag` got, and "" is one if it is the default."""
+    if not isinstance(choices, str):
+        return choices
+    module, _, table = choices.partition(":")
+    names = list(getattr(importlib.import_module(module), table))
+    return names if default in names else [default, *names]
+
+
 class Flags:
     """The flags of one command.
 
@@ -45,7 +55,8 @@ class Flags:
             title = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
             for field in dataclasses.fields(kind):
                 if field.name in names_of(kind) and field.name not in leave_out:
-                    self.add(field.name, field.default, field.metadata["help"], field.metadata["choices"])
+                    choices = names_in(field.metadata["choices"], field.default)
+                    self.add(field.name, field.default, field.metadata["help"], choices)
                     self.titles[field.name] = title
         self.add("help", False, "Show this.")
 

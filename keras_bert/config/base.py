@@ -9,14 +9,21 @@ from keras_bert.errors import ConfigError
 T = TypeVar("T")
 
 
-def flag(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+def flag(default: Any, help: str, choices: tuple[str, ...] | str | None = None) -> Any:
+    """A field of a config that is also a flag of the commands.
+
+    Args:
+        choices: the values that are allowed. A string names an open table, such as "keras_bert.text.packing:SHARES":
+            the flag takes its names, Python a value for the table as well, and whoever looks a name up checks it.
+    """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
 def check_choices(config: Any) -> None:
+    """Check the fields whose values are listed; those of open tables are checked where they are looked up."""
     for f in dataclasses.fields(config):
         choices, value = f.metadata.get("choices"), getattr(config, f.name)
-        require(not choices or value in choices, f"{f.name} must be one of {choices}, got {value!r}")
+        require(not isinstance(choices, tuple) or value in choices, f"{f.name} must be one of {choices}, got {value!r}")
 
 
 def require(condition: bool, message: str) -> None:
@@ -46,12 +53,23 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     return kind(**values)
 
 
-def choose(table: dict[str, T], name: str, what: str) -> T:
-    """`table[name]`, or a ConfigError that lists the right names."""
+def choose(table: dict[str, T], name: str | T, what: str) -> T:
+    """`table[name]`, or a ConfigError that lists the right names; a value for the table is returned as it is."""
+    if not isinstance(name, str):
+        return name
     require(name in table, f"unknown {what} {name!r}; choose one of {', '.join(table)}")
     return table[name]
 
 
 def dumps(values: Any) -> str:
-    """JSON as every file of ours is written: indented, UTF-8, one newline at the end."""
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    """JSON as every file of ours is written: indented, UTF-8, one newline at the end.
+
+    Raises:
+        ConfigError: a setting is a function or class; only its name in a table can be written.
+    """
+
+    def refuse(value: Any) -> Any:
+        name = getattr(value, "__name__", repr(value))
+        raise ConfigError(f"{name} is no name that can be saved: add it to its table and give its name there instead")
+
+    return json.dumps(values, indent=2, ensure_ascii=False, default=refuse) + "\n"

@@ -18,9 +18,11 @@ class TextConfig:
     truncation: str = flag(
         "longest_first",
         "How segments share a row that is too short for all.",
-        ("longest_first", "round_robin", "waterfall"),
+        "keras_bert.text.packing:SHARES",
     )
-    truncation_part: str = flag("head", "Which part of a text that is too long is kept.", ("head", "tail", "head_tail"))
+    truncation_part: str = flag(
+        "head", "Which part of a text that is too long is kept.", "keras_bert.text.packing:PARTS"
+    )
     flavour: str = "original"
 
     def __post_init__(self) -> None:
@@ -39,7 +41,7 @@ class WindowConfig:
 
     max_windows: int = flag(1, "Windows of a long text that are read; 1 cuts the text instead.")
     doc_stride: int = flag(0, "Tokens from the start of a window to the start of the next; 0 is half a window.")
-    window_merge: str = flag("mean", "How the scores of a text's windows become one.", ("mean", "max", "first"))
+    window_merge: str = flag("mean", "How the scores of a text's windows become one.", "keras_bert.text.packing:MERGES")
     max_query_length: int = flag(64, "Tokens of a question; --task=span reads windows of the passage beside it.")
 
     def __post_init__(self) -> None:

@@ -17,11 +17,9 @@ class OptimizerConfig:
     Variants: LAMB (You et al. 2020), other schedules, rates that shrink towards the input, averaged weights.
     """
 
-    optimizer: str = flag("adamw", "How weights change.", ("adamw", "lamb"))
+    optimizer: str = flag("adamw", "How weights change.", "keras_bert.training.optimizers:OPTIMIZERS")
     learning_rate: float = flag(5e-5, "Peak learning rate.")
-    lr_schedule: str = flag(
-        "linear", "How the rate falls after warm-up.", ("linear", "polynomial", "cosine", "constant")
-    )
+    lr_schedule: str = flag("linear", "How the rate falls after warm-up.", "keras_bert.training.optimizers:DECAYS")
     lr_power: float = flag(2.0, "Power of --lr_schedule=polynomial.")
     warmup_proportion: float = flag(0.1, "Share of all steps during which the rate rises from 0.")
     num_warmup_steps: int = flag(-1, "Steps during which the rate rises; -1 means --warmup_proportion.")

@@ -12,6 +12,9 @@ import tensorflow as tf
 from keras_bert.config import choose
 
 Lengths = list[tf.Tensor]
+Share = Callable[[Lengths, int], Lengths]
+Part = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+Merge = Callable[[tf.Tensor, tf.Tensor, Any], tf.Tensor]
 
 
 # === Truncation, how much: (lengths, room) -> lengths to keep, each int32 [B] ===
@@ -48,7 +51,7 @@ def waterfall(lengths: Lengths, room: int) -> Lengths:
     return kept
 
 
-def before_target(most: int) -> Callable[[Lengths, int], Lengths]:
+def before_target(most: int) -> Share:
     """Reserve room for a second segment of `most` tokens, its [SEP] included, whether or not there is one."""
 
     def share(lengths: Lengths, room: int) -> Lengths:
@@ -59,7 +62,7 @@ def before_target(most: int) -> Callable[[Lengths, int], Lengths]:
     return share
 
 
-SHARES: dict[str, Callable[[Lengths, int], Lengths]] = {
+SHARES: dict[str, Share] = {
     "longest_first": longest_first,
     "round_robin": longest_first,
     "waterfall": waterfall,
@@ -85,15 +88,15 @@ def head_tail(lengths: tf.Tensor, keep: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
     return first, keep - first
 
 
-PARTS: dict[str, Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]] = {
+PARTS: dict[str, Part] = {
     "head": head,
     "tail": tail,
     "head_tail": head_tail,
 }
 
 
-def cut(segment: tf.RaggedTensor, keep: tf.Tensor, part: str = "head") -> tf.RaggedTensor:
-    """Keep `keep[i]` tokens of row i of `segment` `[B, tokens]`; `part` is a name in `PARTS`."""
+def cut(segment: tf.RaggedTensor, keep: tf.Tensor, part: str | Part = "head") -> tf.RaggedTensor:
+    """Keep `keep[i]` tokens of row i of `segment` `[B, tokens]`; `part` is a name in `PARTS`, or a function."""
     begin, end = segment.row_splits[:-1], segment.row_splits[1:]
     lengths = tf.cast(end - begin, tf.int32)
     keep = tf.minimum(keep, lengths)
@@ -187,8 +190,8 @@ def best_window(where: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     return real & (key == tf.gather(best, where))
 
 
-def merge(values: tf.Tensor, rows: tf.Tensor, num_rows: Any, how: str = "mean") -> tf.Tensor:
-    """Merge the values of windows `[W, n]` into those of rows `[B, n]`; `how` is a name in `MERGES`."""
+def merge(values: tf.Tensor, rows: tf.Tensor, num_rows: Any, how: str | Merge = "mean") -> tf.Tensor:
+    """Merge the values of windows `[W, n]` into those of rows `[B, n]`; `how` is a name in `MERGES`, or a function."""
     return choose(MERGES, how, "way to merge windows")(values, rows, num_rows)
 
 
@@ -196,7 +199,7 @@ def _first(values: tf.Tensor, rows: tf.Tensor, num_rows: Any) -> tf.Tensor:
     return tf.gather(values, tf.searchsorted(rows, tf.range(num_rows)))
 
 
-MERGES: dict[str, Callable[[tf.Tensor, tf.Tensor, Any], tf.Tensor]] = {
+MERGES: dict[str, Merge] = {
     "mean": tf.math.unsorted_segment_mean,
     "max": tf.math.unsorted_segment_max,
     "first": _first,

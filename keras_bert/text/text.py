@@ -56,6 +56,7 @@ class Text:
         self.vocabulary = list(vocabulary)
         self.config = config or TextConfig()
         self.share = choose(packing.SHARES, self.config.truncation, "truncation")
+        self.part = choose(packing.PARTS, self.config.truncation_part, "truncation_part")
         index = check_vocabulary(self.vocabulary, "the vocabulary")
         self.cls_id, self.sep_id = index["[CLS]"], index["[SEP]"]
         self.pad_id = index.get("[PAD]", 0)
@@ -286,8 +287,7 @@ class Text:
         return self.share(list(map(_lengths, tokens)), room)
 
     def _cut(self, tokens: list[tf.RaggedTensor], keep: list[tf.Tensor]) -> list[tf.RaggedTensor]:
-        part = self.config.truncation_part
-        return [packing.cut(t, k, part) for t, k in zip(tokens, keep, strict=True)]
+        return [packing.cut(t, k, self.part) for t, k in zip(tokens, keep, strict=True)]
 
     def _features(self, kept: list[tf.RaggedTensor]) -> dict[str, tf.Tensor]:
         found = packing.pack(kept, self.cls_id, self.sep_id, self.pad_id)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bert.config import OptimizerConfig, TrainConfig
+from keras_bert.config import OptimizerConfig, TrainConfig, choose
 from keras_bert.errors import CheckpointError
 from keras_bert.training import devices
 from keras_bert.training.devices import Strategy, strategy_for
@@ -101,7 +101,7 @@ class Trainer:
             decay = optimizer.layer_decay
             rates = ONE_RATE if decay == 1 else layer_rates(self.network.encoder.config, decay)
             rate = schedule(optimizer, total_steps)
-            self.optimizer = OPTIMIZERS[optimizer.optimizer](rate, optimizer, rate_rules=rates)
+            self.optimizer = choose(OPTIMIZERS, optimizer.optimizer, "optimizer")(rate, optimizer, rate_rules=rates)
             self.optimizer.build(self.network.trainable_variables)
             scaled = config.mixed_precision == "float16"
             self.loss_scale = tf.Variable(2.0**15 if scaled else 1.0, trainable=False, name="loss_scale")

@@ -78,7 +78,7 @@ def test_a_stride_that_loses_tokens_is_refused(segments, length, stride):
 
 
 @pytest.mark.parametrize(
-    "values", [{"max_windows": 0}, {"max_windows": 1001}, {"doc_stride": -1}, {"window_merge": "sum"}]
+    "values", [{"max_windows": 0}, {"max_windows": 1001}, {"doc_stride": -1}, {"max_query_length": 0}]
 )
 def test_windows_that_cannot_be_are_refused(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
