@@ -215,7 +215,7 @@ def expected(berts, requests):
     for name, bert in berts.items():
         options = OPTIONS.get(name, {})
         network = export.in_precision(bert.network, options.get("precision", ""))
-        functions = Served(bert.text, network, bert.pair, options.get("windows")).signatures()
+        functions = signatures_of(Served(bert.text, network, bert.pair, options.get("windows")))
         asked = itertools.islice(requests[name], 3 + len(functions))
         answers = [functions[s](**{k: tf.constant(v, t) for k, (v, t) in inputs.items()}) for s, inputs in asked]
         found[name] = [{k: v.numpy() for k, v in answer.items()} for answer in answers]
