@@ -93,11 +93,18 @@ def on_rows(layer: Any, given: dict[str, Any]) -> Any:
     out, _ = layer(
         rows.to_rows(below().embed(full)),
         rows=rows,
-        visible=attention_mask(below().rule, full),
+        visible=attention_mask(below().rule, full, TINY),
         where=below().where,
         positions=full["positions"],
     )
     return rows.to_batch(out)
+
+
+def on_single_rows(layer: Any, given: dict[str, Any]) -> Any:
+    """Run a layer of rows `[R, D]` that looks at no others: `FeedForward`."""
+    full = below().complete(given)
+    rows = Rows(full["token_ids"])
+    return rows.to_batch(layer(rows.to_rows(below().embed(full)), rows=rows)[0])
 
 
 def on_features(model: Any, given: dict[str, Any]) -> Any:

@@ -1,14 +1,16 @@
-"""The encoder: token ids in, hidden states out. The whole of BERT's arithmetic is in this file.
+"""The encoder: token ids in, hidden states out. All of BERT's arithmetic is in this file.
 
 Shapes, here and everywhere: B batch, T target length, S source length, N heads, H head size, D hidden size,
-F feed-forward size, V vocabulary, L layers, R rows: B * T, or the tokens among them.
+F feed-forward size, V vocabulary, L layers, R rows (B * T, or only the tokens among them).
 
-Dense layers work on rows `[R, D]`, attention on `[B, N, T, H]`; `Rows` knows both shapes, and blocks do not
-care how the one became the other. Everything is `keras.ops`, so it runs on TensorFlow, JAX and PyTorch.
+Dense layers work on rows `[R, D]`, attention on `[B, N, T, H]`. `Rows` converts between the two, so blocks need not
+know which positions are rows. Everything is `keras.ops`, so it runs on TensorFlow, JAX and PyTorch.
 """
 
 import math
+import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -21,18 +23,21 @@ from keras_bert.model.masks import MASKS, attention_mask
 from keras_bert.model.positions import POSITIONS, Positions
 
 Tensor = Any
-TAPS = ("embedded", "layers", "attentions", "sequence")
+Taps = dict[str, Any]
+BLOCK_TAPS = ("layers", "attentions", "heads", "inner")
+"""Taps with one entry for each layer."""
+TAPS = ("embedded", *BLOCK_TAPS, "sequence")
 
 
 class Rows:
-    """The two shapes of one batch: `[B, T, ...]` and rows `[R, ...]`, one for each place.
+    """Converts between a batch `[B, T, ...]` and its rows `[R, ...]`, here R = B * T.
 
     Args:
-        there: bool `[B, T]`, which places hold tokens.
+        padding_mask: bool `[B, T]`, True for tokens.
     """
 
-    def __init__(self, there: Tensor) -> None:
-        self.batch, self.length = ops.shape(there)[0], ops.shape(there)[1]
+    def __init__(self, padding_mask: Tensor) -> None:
+        self.batch, self.length = ops.shape(padding_mask)[0], ops.shape(padding_mask)[1]
 
     def to_rows(self, x: Tensor) -> Tensor:
         """`[B, T, D]` -> `[R, D]`."""
@@ -44,37 +49,65 @@ class Rows:
 
 
 class TokenRows(Rows):
-    """Rows of tokens only: padding costs nothing but in attention, where it is zeros. R is known when it runs."""
+    """Rows of tokens only: dense layers skip padding; attention still sees it, as zeros. R is dynamic."""
 
-    def __init__(self, there: Tensor) -> None:
-        super().__init__(there)
-        flat = ops.cast(ops.reshape(there, (-1,)), "int32")
-        numbers = ops.cumsum(flat)
-        self.places = ops.cast(ops.nonzero(flat)[0], "int32")  # of each row
-        self.numbers = ops.where(flat > 0, numbers - 1, ops.max(numbers, initial=0))  # of each place; R of padding
+    def __init__(self, padding_mask: Tensor) -> None:
+        super().__init__(padding_mask)
+        is_token = ops.cast(ops.reshape(padding_mask, (-1,)), "int32")
+        count = ops.cumsum(is_token)
+        self.positions = ops.cast(ops.nonzero(is_token)[0], "int32")  # [R], of each row in the flat batch
+        self.rows = ops.where(is_token > 0, count - 1, ops.max(count, initial=0))  # [B * T], R for padding
 
     def to_rows(self, x: Tensor) -> Tensor:
-        return kernels.gather(super().to_rows(x), self.places, self.numbers)
+        return kernels.gather(super().to_rows(x), self.positions, self.rows)
 
     def to_batch(self, x: Tensor) -> Tensor:
-        return super().to_batch(kernels.spread(x, self.places, self.numbers))
+        return super().to_batch(kernels.spread(x, self.positions, self.rows))
 
 
 class Memory:
-    """Keys and values of the tokens that a block has read, `[B, N, P, H]`, for tokens that come after them.
+    """Keys and values `[B, N, P, H]` of the tokens that a block has read, for the tokens that follow.
 
-    To begin with there are none, P = 0; a call of the block adds those of its own tokens.
+    It starts empty, P = 0; each call of the block appends its own tokens.
     """
 
     def __init__(self, key: Tensor = None, value: Tensor = None) -> None:
         self.key, self.value = key, value
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add `[B, N, T, H]`; returns keys and values of all, `[B, N, P + T, H]`."""
+        """Append `[B, N, T, H]`; returns all keys and values, `[B, N, P + T, H]`."""
         if self.key is not None:
             key, value = (ops.concatenate(two, axis=2) for two in ((self.key, key), (self.value, value)))
         self.key, self.value = key, value
         return key, value
+
+
+class View(keras.StatelessScope):
+    """In this scope layers read other tensors in place of their weights; gradients flow through those tensors.
+
+    Args:
+        values: pairs of a weight and the tensor to read instead, of the same shape and dtype.
+    """
+
+    _active = threading.local()  # of this thread: the scope it is in
+
+    def __init__(self, values: Sequence[tuple[keras.Variable, Tensor]]) -> None:
+        super().__init__(state_mapping=list(values))
+        self.values = list(values)
+
+    def __enter__(self) -> "View":
+        self.outer, View._active.view = View.active(), self
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        View._active.view = self.outer
+        super().__exit__(*error)
+
+    @classmethod
+    def active(cls) -> "View | None":
+        """The scope that this thread is in."""
+        return getattr(cls._active, "view", None)
 
 
 def dense(config: EncoderConfig, units: int, name: str, dtype: Any, activation: Any = None) -> keras.layers.Dense:
@@ -99,9 +132,9 @@ class LayerNorm(keras.layers.Layer):
 
 
 class Dropout(keras.layers.Dropout):
-    """Dropout in training only (Srivastava et al. 2014), of any shape.
+    """Dropout in training only (Srivastava et al. 2014), for any shape.
 
-    A call draws its seed itself, or takes one that was drawn before with `draw`: then it can be done again.
+    A call draws its own seed, or uses the one it is given: the same seed drops the same elements.
     """
 
     def call(self, x: Tensor, training: bool = False, seed: Tensor = None) -> Tensor:
@@ -110,7 +143,7 @@ class Dropout(keras.layers.Dropout):
         return kernels.dropout(x, self.rate, self.seed_generator if seed is None else seed)
 
     def draw(self) -> Tensor:
-        """The seed of one call, None where nothing is dropped."""
+        """A seed for one call; None if the rate is 0."""
         return self.seed_generator.next() if self.rate else None
 
 
@@ -124,7 +157,7 @@ class Embedding(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         initializer = keras.initializers.TruncatedNormal(stddev=self.config.initializer_range)
         shape = (self.rows, self.config.hidden_dim)
-        # Not cast as a whole: rows are, and in sixteen bits the many gradients of one row would not add up.
+        # Only the rows taken are cast. Casting the table would sum the gradients of a row in sixteen bits.
         self.embeddings = self.add_weight(name="embeddings", shape=shape, initializer=initializer, autocast=False)
 
     def call(self, ids: Tensor) -> Tensor:
@@ -137,21 +170,23 @@ class Attention(keras.layers.Layer):
     def __init__(self, config: EncoderConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config = config
+        self.head_dim = config.head_dim or config.hidden_dim // config.num_heads
+        self.width = config.num_heads * self.head_dim
         policy = self.dtype_policy
-        self.query = dense(config, config.hidden_dim, "query", policy)
-        self.key = dense(config, config.hidden_dim, "key", policy)
-        self.value = dense(config, config.hidden_dim, "value", policy)
+        self.query = dense(config, self.width, "query", policy)
+        self.key = dense(config, self.width, "key", policy)
+        self.value = dense(config, self.width, "value", policy)
         self.output_dense = dense(config, config.hidden_dim, "output", policy)
         self.dropout = Dropout(config.attention_dropout, dtype=policy)
 
     def build(self, x_shape: Any = None) -> None:
-        for layer in (self.query, self.key, self.value, self.output_dense):
+        for layer in (self.query, self.key, self.value):
             layer.build((None, self.config.hidden_dim))
+        self.output_dense.build((None, self.width))
 
     def heads(self, x: Tensor, rows: Rows) -> Tensor:
-        """`[R, D]` -> `[B, N, T, H]`."""
-        num_heads = self.config.num_heads
-        shape = (rows.batch, rows.length, num_heads, self.config.hidden_dim // num_heads)
+        """`[R, N * H]` -> `[B, N, T, H]`."""
+        shape = (rows.batch, rows.length, self.config.num_heads, self.head_dim)
         return kernels.swap(ops.reshape(rows.to_batch(x), shape))
 
     def call(
@@ -164,24 +199,25 @@ class Attention(keras.layers.Layer):
         training: bool = False,
         seed: Tensor = None,
         memory: Memory | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the new rows `[R, D]` and the probabilities `[B, N, T, S]`; with a memory S is its P and T."""
+    ) -> tuple[Tensor, Taps]:
+        """Returns rows `[R, D]`, and the taps "attentions" and "heads" of this layer; S is P + T with a memory."""
         query, key, value = (self.heads(f(x), rows) for f in (self.query, self.key, self.value))
         query, key = where.rotate(query, key, positions)
         if memory is not None:
             key, value = memory.extend(key, value)
-        scale = 1.0 / math.sqrt(self.config.hidden_dim // self.config.num_heads)
+        scale = 1.0 / math.sqrt(self.head_dim)
         scores = ops.matmul(query * ops.cast(scale, query.dtype), ops.transpose(key, (0, 1, 3, 2)))
         scores = where.scores(scores, query, positions)
         probabilities = kernels.masked_softmax(scores, visible, training)
         dropped = self.dropout(probabilities, training=training, seed=seed)
         context = where.values(ops.matmul(dropped, value), dropped, positions)  # [B, N, T, H]
-        context = ops.reshape(kernels.swap(context), (rows.batch, rows.length, self.config.hidden_dim))
-        return self.output_dense(rows.to_rows(context)), probabilities
+        joined = ops.reshape(kernels.swap(context), (rows.batch, rows.length, self.width))
+        taps = {"attentions": probabilities, "heads": (query, key, value, context)}
+        return self.output_dense(rows.to_rows(joined)), taps
 
 
 class FeedForward(keras.layers.Layer):
-    """Two dense layers with the activation between: rows `[R, D]` -> `[R, F]` -> `[R, D]`."""
+    """Two dense layers with an activation between them: rows `[R, D]` -> `[R, F]` -> `[R, D]`."""
 
     def __init__(self, config: EncoderConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -194,8 +230,13 @@ class FeedForward(keras.layers.Layer):
         self.inner.build((None, self.config.hidden_dim))
         self.outer.build((None, self.config.intermediate_dim))
 
-    def call(self, x: Tensor) -> Tensor:
-        return self.outer(self.inner(x))
+    def call(self, x: Tensor, rows: Rows, taps: Sequence[str] = ()) -> tuple[Tensor, Taps]:
+        """Returns rows `[R, D]`, and the tap "inner" of this layer if asked for."""
+        inner = self.inner(x)
+        if "inner" not in taps:
+            return self.outer(inner), {}
+        tap = rows.to_batch(inner)  # on the way of the gradient, so that it reaches the tap
+        return self.outer(rows.to_rows(tap)), {"inner": tap}
 
 
 class Block(keras.layers.Layer):
@@ -227,9 +268,10 @@ class Block(keras.layers.Layer):
         training: bool = False,
         seeds: Sequence[Tensor] = (None, None, None),
         memory: Memory | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Rows `[R, D]` -> rows `[R, D]` and the attention probabilities `[B, N, T, S]`."""
-        attended, probabilities = self.attention(
+        taps: Sequence[str] = (),
+    ) -> tuple[Tensor, Taps]:
+        """Rows `[R, D]` -> rows `[R, D]` and the taps of this layer that are asked for, of `BLOCK_TAPS`."""
+        attended, found = self.attention(
             x,
             rows=rows,
             visible=visible,
@@ -240,49 +282,64 @@ class Block(keras.layers.Layer):
             memory=memory,
         )
         x = self.attention_norm(x + self.dropout(attended, training=training, seed=seeds[1]), training=training)
-        changed = self.dropout(self.feed_forward(x), training=training, seed=seeds[2])
-        x = self.feed_forward_norm(x + changed, training=training)
-        return x, probabilities
+        changed, inner = self.feed_forward(x, rows=rows, taps=taps)
+        x = self.feed_forward_norm(x + self.dropout(changed, training=training, seed=seeds[2]), training=training)
+        found |= inner
+        if "layers" in taps:
+            found["layers"] = rows.to_batch(x)
+        return x, {name: found[name] for name in BLOCK_TAPS if name in taps}
 
-    def again(self, x: Tensor, **shared: Any) -> tuple[Tensor, Tensor]:
-        """`call`, of which only the inputs are kept: the rest is computed again where gradients need it.
+    def again(self, x: Tensor, **shared: Any) -> tuple[Tensor, Taps]:
+        """`call` that keeps only its inputs; the rest is computed again for the gradients.
 
-        Chen et al. 2016, https://arxiv.org/abs/1604.06174. The seeds are drawn first, so that both times the same is
-        dropped.
+        Chen et al. 2016, https://arxiv.org/abs/1604.06174. Seeds are drawn first, so that both passes drop the same
+        elements. Gradients reach only variables and arguments of such a function, so a `View` is passed in as
+        arguments.
         """
         seeds = [dropout.draw() for dropout in (self.attention.dropout, self.dropout, self.dropout)]
-        return keras.remat(lambda x: self(x, **shared, seeds=seeds))(x)
+        view, ours = View.active(), {id(v) for v in self.variables}
+        pairs = [(v, value) for v, value in view.values if id(v) in ours] if view else []
+
+        def run(x: Tensor, *values: Tensor) -> tuple[Tensor, Taps]:
+            weights = [variable for variable, _ in pairs]
+            with View(list(zip(weights, values, strict=True))) if pairs else nullcontext():
+                return self(x, **shared, seeds=seeds)
+
+        return keras.remat(run)(x, *(value for _, value in pairs))
 
 
 class Encoder(keras.Model):
     """BERT (Devlin et al. 2019): `encoder(features)["sequence"]` is `[B, T, D]`.
 
-    `features` is a dict with the keys of `config.FEATURES`, or `token_ids` alone. Absent ones take their
-    defaults: segments 0, mask `token_ids != pad_token_id`, positions 0, 1, 2, ...
+    `features` is a dict with keys of `config.FEATURES`, or `token_ids` alone. Missing ones take their defaults:
+    segments 0, mask `token_ids != pad_token_id`, positions 0, 1, 2, ...
 
     Args:
         config: an `EncoderConfig`; `SIZES["base"]` and its neighbours are ready-made.
         dtype: "float32", "mixed_bfloat16" or "mixed_float16".
 
     Attributes:
-        recompute: keep little of each block in training and compute it again for the gradients: less memory.
-        tokens_only: leave padding out of dense layers in training, where shapes may change; zeros come out for it.
+        recompute: in training, keep only the inputs of each block and compute the rest again for the gradients.
+        tokens_only: in training, dense layers skip padding, whose outputs are zeros; needs dynamic shapes.
 
     Call arguments:
         features: int or bool tensors `[B, T]`.
-        taps: what to return, of "embedded" `[B, T, D]`, "layers" (a list of L `[B, T, D]`), "attentions" (a
-            list of L `[B, N, T, S]`) and "sequence" (the last layer). Only what is asked for is kept.
-        memory: L of `Memory`, what each block reads of earlier calls and adds to. Not in training.
-        seen: bool `[B, T, P]`, who looks at which token of the memory; None where that is empty. A row then has the
-            tokens that are new, and `positions` says where they are.
+        taps: which outputs to return. "embedded" is `[B, T, D]`, "sequence" the last layer; lists with one entry for
+            each layer are "layers" `[B, T, D]`, "attentions" `[B, N, T, S]`, "heads" (query, key, value and context
+            of attention, each `[B, N, T, H]`) and "inner" (after the activation of the feed-forward, `[B, T, F]`).
+            A tap that is not asked for costs nothing.
+        memory: L of `Memory`, one for each block, which reads it and appends to it. Not in training.
+        seen: bool `[B, T, P]`, which tokens in memory each new token attends to; None if the memory is empty. The
+            features are then those of the new tokens, with their `positions`.
+        shift: float `[B, T, D]`, added to the token embeddings before the norm.
 
     Example:
         encoder = Encoder(SIZES["mini"])
         hidden = encoder(np.array([[101, 7592, 102]]))["sequence"]
 
     Raises:
-        ConfigError: an unknown feature, tap, mask, activation or kind of positions; a sequence longer than
-            `max_positions` where its length is known; or a memory with positions that are relative.
+        ConfigError: an unknown feature, tap, mask, activation or kind of positions; a sequence known to be longer than
+            `max_positions`; or a memory with relative positions.
     """
 
     def __init__(self, config: EncoderConfig, dtype: Any = None, name: str = "encoder", **kwargs: Any) -> None:
@@ -297,7 +354,7 @@ class Encoder(keras.Model):
         self.where = choose(POSITIONS, config.positions, "kind of positions")(config, name="positions", dtype=policy)
         self.norm = LayerNorm(config.layer_norm_epsilon, name="norm", dtype=policy)
         self.dropout = Dropout(config.hidden_dropout, dtype=policy)
-        self.blocks = [Block(config, name=f"block_{i}", dtype=policy) for i in range(config.num_layers)]
+        self.blocks = [Block(config.layer(i), name=f"block_{i}", dtype=policy) for i in range(config.num_layers)]
 
         # === Weights ===
         self.build()
@@ -318,7 +375,7 @@ class Encoder(keras.Model):
         return cls(from_dict(EncoderConfig, config["config"]), dtype=config["dtype"], name=config["name"])
 
     def complete(self, features: Any) -> dict[str, Tensor]:
-        """`features` with every default filled in."""
+        """`features` with the defaults filled in."""
         given = features if isinstance(features, dict) else {"token_ids": features}
         unknown = sorted(set(given) - set(FEATURES))
         if unknown or "token_ids" not in given:
@@ -336,10 +393,13 @@ class Encoder(keras.Model):
         full.setdefault("positions", ops.expand_dims(ops.arange(ops.shape(token_ids)[1], dtype="int32"), 0))
         return full
 
-    def embed(self, features: Any, training: bool = False) -> Tensor:
-        """The embeddings `[B, T, D]`: sum of token, segment and position rows, normalised."""
+    def embed(self, features: Any, training: bool = False, shift: Tensor = None) -> Tensor:
+        """The embeddings `[B, T, D]`: the sum of token, segment and position rows and `shift`, normalised."""
         features = self.complete(features)
-        x = self.tokens(features["token_ids"]) + self.segments(features["segment_ids"])
+        tokens = self.tokens(features["token_ids"])
+        if shift is not None:
+            tokens += ops.cast(shift, tokens.dtype)
+        x = tokens + self.segments(features["segment_ids"])
         return self.dropout(self.norm(self.where.embed(x, features["positions"])), training=training)
 
     def contextualise(
@@ -351,29 +411,29 @@ class Encoder(keras.Model):
         memory: Sequence[Memory] = (),
         seen: Tensor = None,
     ) -> dict[str, Any]:
-        """Run the blocks over embeddings `[B, T, D]`; returns the taps asked for."""
+        """Run the blocks over embeddings `[B, T, D]`; returns the taps that are asked for."""
         unknown = sorted(set(taps) - set(TAPS))
         if unknown:
             raise ConfigError(f"unknown taps {unknown}; choose of {TAPS}")
         features = self.complete(features)
         if memory and self.where.of_pairs:
             raise ConfigError(f"positions of the kind {self.config.positions} are relative: no memory can be kept")
+        rows = (TokenRows if self.tokens_only and training else Rows)(features["padding_mask"])
         shared = {
-            "rows": (rows := (TokenRows if self.tokens_only and training else Rows)(features["padding_mask"])),
-            "visible": attention_mask(self.rule, features, seen),
+            "rows": rows,
+            "visible": attention_mask(self.rule, features, self.config, seen),
             "where": self.where,
             "positions": features["positions"],
+            "training": training,
+            "taps": taps,
         }
-        out: dict[str, Any] = {name: [] for name in ("layers", "attentions") if name in taps}
+        out: dict[str, Any] = {name: [] for name in BLOCK_TAPS if name in taps}
         x = rows.to_rows(embedded)
         for i, block in enumerate(self.blocks):
-            kept = {"memory": memory[i]} if memory else {}
             run = block.again if self.recompute and training else block
-            x, probabilities = run(x, **shared, **kept, training=training)
-            if "layers" in taps:
-                out["layers"].append(rows.to_batch(x))
-            if "attentions" in taps:
-                out["attentions"].append(probabilities)
+            x, found = run(x, **shared, memory=memory[i] if memory else None)
+            for name, tap in found.items():
+                out[name].append(tap)
         if "embedded" in taps:
             out["embedded"] = embedded
         if "sequence" in taps:
@@ -387,5 +447,6 @@ class Encoder(keras.Model):
         training: bool = False,
         memory: Sequence[Memory] = (),
         seen: Tensor = None,
+        shift: Tensor = None,
     ) -> dict[str, Any]:
-        return self.contextualise(self.embed(features, training), features, taps, training, memory, seen)
+        return self.contextualise(self.embed(features, training, shift), features, taps, training, memory, seen)

@@ -91,6 +91,11 @@ class PretrainNetwork(keras.Model):
         self.head = PretrainHead(encoder, pair_classes, dtype=self.dtype_policy)
         self.built = True
 
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """All encoders of the network; fine-tuning starts from `encoder`."""
+        return (self.encoder,)
+
     def call(self, batch: Any, training: bool = False) -> dict[str, Tensor]:
         features = {name: batch[name] for name in FEATURES if name in batch}
         sequence = self.encoder(features, training=training)["sequence"]

@@ -50,19 +50,24 @@ class Network(keras.Model):
         self.head = choose(HEADS, head.task, "task")(encoder, head, dtype=self.dtype_policy)
         self.built = True
 
-    def call(self, features: Any, training: bool = False) -> Tensor:
-        return self.head(self.encoded(features, self.head.taps, training), training=training)
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """All encoders of the network; fine-tuning starts from `encoder`."""
+        return (self.encoder,)
 
-    def encoded(self, features: Any, taps: Sequence[str], training: bool = False, **memory: Any) -> dict[str, Any]:
+    def call(self, features: Any, training: bool = False, shift: Tensor = None) -> Tensor:
+        return self.head(self.encoded(features, self.head.taps, training, shift=shift), training=training)
+
+    def encoded(self, features: Any, taps: Sequence[str], training: bool = False, **options: Any) -> dict[str, Any]:
         """Taps of the encoder; the rows of examples `[B, S, T]` are `[B * S, T]` there.
 
         Args:
-            memory: the encoder's `memory` and `seen`, of rows that go on.
+            options: the encoder's `memory`, `seen` and `shift`.
         """
         if isinstance(features, dict):
             features = {name: as_rows(value) for name, value in features.items()}
         learns = bool(self.encoder.trainable_variables)  # features of a frozen encoder have no dropout
-        found = self.encoder(features, taps=taps, training=training and learns, **memory)
+        found = self.encoder(features, taps=taps, training=training and learns, **options)
         return found | self.head.beside(features, self.encoder)
 
     def answer(self, features: Any) -> dict[str, Tensor]:

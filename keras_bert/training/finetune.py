@@ -25,6 +25,7 @@ from keras_bert.tasks.head import Head
 from keras_bert.tasks.network import Network
 from keras_bert.text.wordpiece import misfit
 from keras_bert.training import devices
+from keras_bert.training.doors import Doors, ExtraLoss
 from keras_bert.training.loop import Judge, Keeping, Rounds, Say, rehearse, resume, run_rounds
 from keras_bert.training.step import Batch, Scalars, Task, Trainer, copy_weights, distribute
 
@@ -49,25 +50,44 @@ class Result:
 class HeadTask(Task):
     """Rows with labels, and the head of a `network.Network`."""
 
-    factors = {"loss": 1.0}  # noqa: RUF012 (the same for all)
-
     def __init__(self, network: Network) -> None:
-        self.network = network
+        self.network, self.factors = network, {"loss": 1.0}
+        self.extra: dict[str, ExtraLoss] = {}
+
+    def add_losses(self, losses: dict[str, ExtraLoss]) -> None:
+        self.extra = losses
+        self.factors |= {name: extra.factor for name, extra in losses.items()}
 
     def weights(self, batch: Batch) -> Scalars:
-        return {"loss": tf.reduce_sum(self.network.head.counts(batch["labels"]) * batch["weights"])}
+        labelled = tf.reduce_sum(self.network.head.counts(batch["labels"]) * batch["weights"])
+        return {"loss": labelled} | dict.fromkeys(self.extra, tf.reduce_sum(batch["weights"]))
 
     def sums(self, batch: Batch, training: bool) -> tuple[Scalars, dict[str, tuple[Any, Any]]]:
-        return {"loss": self._loss(batch, self._logits(batch, training))}, {}
+        return self._losses(batch, self.logits(batch, training)), {}
+
+    def shifted(self, batch: Batch, shift: Any) -> tuple[Scalars, dict[str, tuple[Any, Any]]]:
+        return self._losses(batch, self.logits(batch, True, shift)), {}
+
+    def zeros(self, batch: Batch) -> Any:
+        shape = tf.shape(batch["features"]["token_ids"])  # [B, T], or [B, S, T] of several rows each
+        return tf.zeros([tf.reduce_prod(shape[:-1]), shape[-1], self.network.encoder.config.hidden_dim])
 
     def evaluate(self, batch: Batch) -> tuple[Scalars, dict[str, tuple[Any, Any]], dict[str, Any]]:
-        logits = self._logits(batch, False)
+        logits = self.logits(batch, False)
         answer = self.network.head.answer(logits, batch["features"])
         return {"loss": self._loss(batch, logits)}, {}, answer | {"numbers": batch["numbers"]}
 
-    def _logits(self, batch: Batch, training: bool) -> Any:
+    def logits(self, batch: Batch, training: bool, shift: Any = None) -> Any:
+        """Logits of a batch; `shift` float32 `[rows, T, D]` is added to the token embeddings."""
         features = {name: value for name, value in batch["features"].items() if name in FEATURES}
-        return self.network(features, training=training)
+        return self.network(features, training=training, shift=shift)
+
+    def _losses(self, batch: Batch, logits: Any) -> Scalars:
+        extra = {
+            name: tf.reduce_sum(extra.loss(self, batch, logits) * batch["weights"])
+            for name, extra in self.extra.items()
+        }
+        return {"loss": self._loss(batch, logits)} | extra
 
     def _loss(self, batch: Batch, logits: Any) -> Any:
         return tf.reduce_sum(self.network.head.loss(batch["labels"], logits) * batch["weights"])
@@ -208,6 +228,7 @@ def fit(
     progress: Any = None,
     windows: WindowConfig | None = None,
     finetune: FinetuneConfig | None = None,
+    trick: Callable[[Trainer], Doors] = lambda trainer: Doors(),
 ) -> Result:
     """Train, evaluate after every epoch, and leave `network` with the weights of the best epoch.
 
@@ -220,6 +241,7 @@ def fit(
         progress: stream of the progress bar; None is silent.
         windows: how tags and spans read long texts; None leaves it to the head.
         finetune: smoothed and weighted labels, early stopping; `reinit_layers` is done before.
+        trick: changes the step, see `doors`.
 
     Raises:
         DivergedError: a loss or gradient is not a number; states written before stay.
@@ -237,7 +259,7 @@ def fit(
     def make(policy: str) -> Task:
         return HeadTask(Network(network.encoder.config, learnt, dtype=policy))
 
-    trainer = Trainer(make, network, optimizer, config, rounds.steps)
+    trainer = Trainer(make, network, optimizer, config, rounds.steps, trick)
     head = trainer.network.head
     if keeping.config.dry_run:
         rehearse(trainer, lambda step: rows.training(trainer, step), rounds)

@@ -14,31 +14,34 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert.config import OptimizerConfig, TrainConfig, choose
-from keras_bert.errors import CheckpointError
+from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.model.encoder import View
 from keras_bert.training import devices
 from keras_bert.training.devices import Strategy, strategy_for
+from keras_bert.training.doors import ASCENTS, Doors, ExtraLoss, Pass
 from keras_bert.training.optimizers import ONE_RATE, OPTIMIZERS, freeze, layer_rates, schedule
 
 Batch = Any
 Scalars = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 SPREAD = 0x9E3779B9
-"""Between the seeds of two dropouts, so that none ever draws what another drew."""
+"""Distance between the seeds of two dropouts, so that no two ever draw the same numbers."""
 
 POLICIES = {"none": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
-# === What is learnt ===
+# === The task ===
 
 
 class Task:
-    """A network and its losses: all that training knows of what it trains.
+    """A network and its losses: all that training knows about what it trains.
 
     A batch is a nested dict of tensors whose first axis is B, which may be 0. Losses are sums over the batch;
-    `weights` says, without running the network, what each loss is divided by once the whole batch is summed.
+    `weights` returns the normaliser of each loss, summed over the global batch, without a forward pass.
 
     Attributes:
-        network: a `keras.Model` with a `config`-bearing `encoder`; all its trainable weights are trained.
+        network: a `keras.Model` with a `config`-bearing `encoder`, and `encoders`, a tuple of all it has; all its
+            trainable weights are trained.
         factors: the weight of each loss in the total.
     """
 
@@ -46,20 +49,36 @@ class Task:
     factors: dict[str, float]
 
     def weights(self, batch: Batch) -> Scalars:
-        """What each loss of this batch counts, float32 scalars by the names of `factors`."""
+        """The weight of each loss in this batch, float32 scalars under the names of `factors`."""
         raise NotImplementedError(type(self).__name__)
 
     def sums(self, batch: Batch, training: bool) -> tuple[Scalars, dict[str, tuple[Any, Any]]]:
         """Each loss summed over the batch, and measures such as accuracies as `(sum, count)`."""
         raise NotImplementedError(type(self).__name__)
 
+    def shifted(self, batch: Batch, shift: Any) -> tuple[Scalars, dict[str, tuple[Any, Any]]]:
+        """`sums` in training, with `shift` `[rows, T, D]` added to the token embeddings."""
+        raise ConfigError(f"{type(self).__name__} cannot shift embeddings, as ascents do")
+
+    def add_losses(self, losses: dict[str, ExtraLoss]) -> None:
+        """Train on these losses too, under new names in `factors`."""
+        if losses:
+            raise ConfigError(f"{type(self).__name__} takes no further losses")
+
+    def zeros(self, batch: Batch) -> Any:
+        """The `shift` that changes nothing, float32 `[rows, T, D]`."""
+        raise ConfigError(f"{type(self).__name__} cannot shift embeddings, as ascents do")
+
     def evaluate(self, batch: Batch) -> tuple[Scalars, dict[str, tuple[Any, Any]], dict[str, Any]]:
-        """`sums` without dropout, and tensors per row that an evaluation collects; here none."""
+        """`sums` without dropout, and the tensors per row that an evaluation collects; none by default.
+
+        Losses that only training has are left out.
+        """
         return *self.sums(batch, False), {}
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Assign every weight of `source` to `target`, by path; seeds of dropout stay."""
+    """Assign every weight of `source` to `target`, by path, except for seeds of dropout."""
     values = {v.path: v for v in source.weights if "seed_generator" not in v.path}
     for variable in target.weights:
         if variable.path in values:
@@ -73,9 +92,11 @@ class Trainer:
     """A task, its optimizer and the compiled steps, under one strategy.
 
     Args:
-        make: builds the task for a dtype policy; it is called once, in the scope of the strategy.
-        start: a model with the weights to start from; it is not changed.
+        make: builds the task for a dtype policy; called once, in the scope of the strategy.
+        start: a model with the initial weights; it is not changed.
         total_steps: steps of the whole run, for the schedule.
+        trick: returns the `Doors` of a trick; called once, in the scope of the strategy, when the task and the
+            optimizer are built.
     """
 
     def __init__(
@@ -85,6 +106,7 @@ class Trainer:
         optimizer: OptimizerConfig,
         config: TrainConfig,
         total_steps: int,
+        trick: Callable[["Trainer"], Doors] = lambda trainer: Doors(),
     ) -> None:
         self.config, self.strategy = config, strategy_for(config)
         self.rate, self.clip_norm = optimizer.learning_rate, optimizer.clip_norm
@@ -94,9 +116,9 @@ class Trainer:
             self.network = self.task.network
             copy_weights(start, self.network)
             freeze(self.network, optimizer.freeze_layers)
-            self.network.encoder.recompute = config.recompute
-            self.network.encoder.tokens_only = not self.fixed
-            for i, variable in enumerate(v for v in self.network.variables if "seed_generator" in v.path):
+            for encoder in self.network.encoders:
+                encoder.recompute, encoder.tokens_only = config.recompute, not self.fixed
+            for i, variable in enumerate(self.seeds):
                 variable.assign([(config.seed + i * SPREAD) % 2**32, 0])  # each call adds 1 to the second number
             decay = optimizer.layer_decay
             rates = ONE_RATE if decay == 1 else layer_rates(self.network.encoder.config, decay)
@@ -106,6 +128,9 @@ class Trainer:
             scaled = config.mixed_precision == "float16"
             self.loss_scale = tf.Variable(2.0**15 if scaled else 1.0, trainable=False, name="loss_scale")
             self.good_steps = tf.Variable(0, trainable=False, name="good_steps")
+            self.doors = trick(self)
+        self.ascent = choose(ASCENTS, self.doors.ascent, "ascent")
+        self.task.add_losses(self.doors.losses)
         self.scaled = scaled
         part = self._part
         self._compiled = tf.function(part, jit_compile=True) if config.jit_compile == "on" else part
@@ -116,18 +141,23 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Updates made so far; a batch whose gradient was not finite made none."""
+        """Number of updates so far; a batch with a gradient that is not finite makes none."""
         return int(self.optimizer.iterations.numpy())
 
+    @property
+    def seeds(self) -> list[Any]:
+        """The seeds of dropout."""
+        return [v for v in self.network.variables if "seed_generator" in v.path]
+
     def variables(self) -> dict[str, Any]:
-        """All that the next step depends on, by name."""
-        seeds = [v for v in self.network.variables if "seed_generator" in v.path]
+        """Everything that the next step depends on, by name."""
         return {
             **{f"weights/{v.path}": v for v in self.network.variables if "seed_generator" not in v.path},
-            **{f"seeds/{i}": v for i, v in enumerate(seeds)},
+            **{f"seeds/{i}": v for i, v in enumerate(self.seeds)},
             **{f"optimizer/{v.path}": v for v in self.optimizer.variables},
             "loss_scale": self.loss_scale,
             "good_steps": self.good_steps,
+            **{f"doors/{name}": v for name, v in self.doors.variables.items()},
         }
 
     def state(self) -> Arrays:
@@ -135,18 +165,18 @@ class Trainer:
         return {name: np.array(v.numpy()) for name, v in self.variables().items()}
 
     def restore(self, arrays: Arrays) -> None:
-        """Take over what `state` gave.
+        """Assign what `state` returned.
 
         Raises:
             CheckpointError: a variable is missing or has another shape; nothing has been changed.
         """
         variables = self.variables()
-        wanted = {name: tuple(v.shape) for name, v in variables.items()}
-        there = {name: value.shape for name, value in arrays.items()}
+        shapes = {name: tuple(v.shape) for name, v in variables.items()}
+        stored = {name: value.shape for name, value in arrays.items()}
         differences = [
-            f"{name} is {there.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
-            for name in sorted(set(wanted) | set(there))
-            if wanted.get(name) != there.get(name)
+            f"{name} is {stored.get(name, 'missing')} there and {shapes.get(name, 'missing')} here"
+            for name in sorted(set(shapes) | set(stored))
+            if shapes.get(name) != stored.get(name)
         ]
         if differences:
             more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
@@ -156,7 +186,7 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The network has the averaged weights in here, where averages are kept."""
+        """Within this context the network holds the averaged weights, if the optimizer keeps averages."""
         averages = getattr(self.optimizer, "averages", [])
         pairs = list(zip(averages, self.network.trainable_variables, strict=bool(averages)))
 
@@ -183,18 +213,18 @@ class Trainer:
         return iter(batches)
 
     def train(self, batch: Batch, stop: bool = False) -> dict[str, float]:
-        """Make one update; a call returns what the call before it found, so that the device never waits.
+        """Make one update, and return the values of the update before it, so that the device never waits.
 
         Returns:
-            Nothing at the first call; see `flush` for the last. `loss`, `finite` (else no update was made),
-            `stop` (some worker was told to), and for each loss and measure its sum and its weight.
+            Nothing at the first call; `flush` returns the values of the last. `loss`, `finite` (0 if no update was
+            made), `stop` (some worker was told to stop), and the sum and weight of each loss and measure.
         """
         before = self.pending
         self.pending = self._steps["train"](batch, tf.constant(float(stop)))
         return self._floats(before)
 
     def flush(self) -> dict[str, float]:
-        """What the last call of `train` found; waits for it."""
+        """The values of the last update; waits for it."""
         before, self.pending = self.pending, None
         return self._floats(before)
 
@@ -225,6 +255,8 @@ class Trainer:
             for variable, gradient in zip(variables, gradients, strict=True):
                 extended.update(variable, update, args=(gradient, factor, rate), group=False)
             self.optimizer.iterations.assign_add(1)
+            for change in self.doors.after_step:
+                change()
             return tf.constant(True)
 
         tf.cond(finite, apply, lambda: tf.constant(False))
@@ -238,7 +270,7 @@ class Trainer:
         return tf.stack([stop, *(tf.cast(weights[name], tf.float32) for name in self.task.factors)])
 
     def _gradients(self, batch: Batch, scales: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Of one replica: losses and measures summed over its rows, and the gradients of the scaled total."""
+        """On one replica: losses and measures summed over its rows, and the gradients of the scaled total."""
         parts = self.config.grad_accum_steps
         if parts == 1:
             return self._compiled(batch, scales)
@@ -247,7 +279,7 @@ class Trainer:
             rows = None
 
         def piece(i: Any) -> Batch:
-            if rows is not None:  # known sizes stay known, as XLA needs it
+            if rows is not None:  # static sizes stay static, as XLA requires
                 size = rows // parts
                 return tf.nest.map_structure(
                     lambda t: tf.slice(t, [i * size, *[0] * (t.shape.rank - 1)], [size, *t.shape[1:]]), batch
@@ -264,8 +296,16 @@ class Trainer:
         return sums, gradients
 
     def _part(self, batch: Batch, scales: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        found = self.ascent(lambda shift: self._pass(batch, scales, shift), lambda: self.task.zeros(batch))
+        return found.sums, found.gradients
+
+    def _pass(self, batch: Batch, scales: tf.Tensor, shift: Any) -> Pass:
+        """Forward and backward once, with `shift` added to the token embeddings where it is not None."""
         with tf.GradientTape() as tape:
-            losses, measures = self.task.sums(batch, True)
+            if shift is not None:
+                tape.watch(shift)
+            with self._viewed():
+                losses, measures = self.task.sums(batch, True) if shift is None else self.task.shifted(batch, shift)
             each = [tf.cast(losses[name], tf.float32) for name in self.task.factors]
             scaled = tf.reduce_sum(tf.stack(each) * scales) * self.loss_scale
         self._names["sums"] = [
@@ -274,15 +314,30 @@ class Trainer:
         ]
         counted = [tf.cast(value, tf.float32) for pair in measures.values() for value in pair]
         variables = self.network.trainable_variables
-        gradients = tape.gradient(scaled, [v.value for v in variables])
+        gradients, ascent = tape.gradient(scaled, ([v.value for v in variables], [] if shift is None else [shift]))
         dense = [
             tf.zeros(v.shape, v.dtype) if g is None else tf.convert_to_tensor(g)
             for g, v in zip(gradients, variables, strict=True)
         ]
-        return tf.stack([*each, *counted]), dense
+        return Pass(tf.stack([*each, *counted]), dense, ascent[0] / self.loss_scale if ascent else None)
+
+    @contextmanager
+    def _viewed(self) -> Iterator[None]:
+        """In here the network reads what the view gives; the seeds that moved stay moved."""
+        if self.doors.view is None:
+            yield
+            return
+        weights = [v for v in self.network.variables if "seed_generator" not in v.path]
+        tensors = [(v, self.doors.view(v)) for v in weights]
+        with View([(v, tf.convert_to_tensor(tensor)) for v, tensor in tensors if tensor is not None]) as scope:
+            yield
+        for seed in self.seeds:
+            moved = scope.get_current_value(seed)
+            if moved is not None:
+                seed.assign(moved)
 
     def _rescale(self, finite: tf.Tensor) -> None:
-        """Dynamic loss scale: halve it after a step that overflowed, double it after 2000 that did not."""
+        """Dynamic loss scale: halve it after a step that overflows, double it after 2000 that do not."""
         good = tf.where(finite, self.good_steps + 1, 0)
         grow = good >= 2000
         scale = tf.where(finite, tf.where(grow, self.loss_scale * 2.0, self.loss_scale), self.loss_scale * 0.5)
@@ -292,7 +347,7 @@ class Trainer:
     # --- Evaluation ---
 
     def evaluate(self, batches: Any) -> tuple["Tally", dict[str, np.ndarray]]:
-        """Losses and measures over all batches, and what the task collects of each row, in the order it came."""
+        """Losses and measures over all batches, and what the task collects for each row, in the order of the rows."""
         tally, parts, local = Tally(self.task.factors), [], self.strategy.experimental_local_results
         if "evaluate" not in self._steps:
             step = lambda batch: self.strategy.run(self._evaluate_step, args=(batch,))  # noqa: E731
@@ -306,30 +361,30 @@ class Trainer:
 
     def _evaluate_step(self, batch: Batch) -> tuple[tf.Tensor, dict[str, Any]]:
         weights, (losses, measures, rows) = self.task.weights(batch), self.task.evaluate(batch)
-        pairs = {name: (losses[name], weights[name]) for name in self.task.factors} | measures
+        pairs = {name: (loss, weights[name]) for name, loss in losses.items()} | measures
         self._names["evaluate"] = [f"{name}/{what}" for name in pairs for what in ("sum", "weight")]
         return tf.stack([tf.cast(value, tf.float32) for pair in pairs.values() for value in pair]), rows
 
 
 class Tally:
-    """Sums of losses and measures over steps, and what they come to.
+    """Sums of losses and measures over steps, and their means.
 
     Args:
         factors: the weight of each loss in the total.
-        sums: what is counted already, `{"NAME/sum": ..., "NAME/weight": ...}`.
+        sums: sums to start from, `{"NAME/sum": ..., "NAME/weight": ...}`.
     """
 
     def __init__(self, factors: dict[str, float], sums: dict[str, float] | None = None) -> None:
         self.factors, self.sums = factors, dict(sums or {})
 
     def add(self, values: dict[str, float]) -> None:
-        """Count a step; only its sums and weights are looked at."""
+        """Add the sums and weights of a step; other values are ignored."""
         for name, value in values.items():
             if name.endswith(("/sum", "/weight")):
                 self.sums[name] = self.sums.get(name, 0.0) + value
 
     def means(self, prefix: str = "") -> dict[str, float]:
-        """`PREFIXloss`, and where there is more than one loss or measure, each of them."""
+        """`PREFIXloss`, and each loss and measure if there are several."""
         names = [name.removesuffix("/sum") for name in self.sums if name.endswith("/sum")]
         each = {n: self.sums[f"{n}/sum"] / max(self.sums.get(f"{n}/weight", 0.0), 1e-30) for n in names}
         loss = sum(factor * each.get(name, 0.0) for name, factor in self.factors.items())
@@ -340,11 +395,11 @@ class Tally:
 
 
 def distribute(strategy: Strategy, cut: Callable[[int, int, int], Any]) -> Any:
-    """A distributed dataset, of which every replica of this process gets a part.
+    """A distributed dataset that gives every replica of this process its part of each batch.
 
     Args:
-        cut: `(first, last, all)` -> a `tf.data.Dataset` of the parts `first` to `last - 1` of each batch cut into
-            `all`, one after the other.
+        cut: `(first, last, all)` -> a `tf.data.Dataset`. Each batch is cut into `all` parts; the dataset yields parts
+            `first` to `last - 1` of each, one after the other.
     """
     number, workers = devices.worker(strategy)
     everyone = strategy.num_replicas_in_sync

@@ -16,7 +16,7 @@ import tensorflow as tf
 from conftest import TINY
 
 from keras_bert import SIZES
-from keras_bert.config import EncoderConfig, HeadConfig, to_dict
+from keras_bert.config import EncoderConfig, HeadConfig, dumps, from_dict, to_dict
 from keras_bert.errors import ConfigError
 from keras_bert.model.encoder import TAPS, Attention, Block, Embedding, Encoder, FeedForward, LayerNorm, Rows
 from keras_bert.model.layers import Pooler, TiedLogits
@@ -34,7 +34,7 @@ PARTS = {
     "attention": checks.Part(
         build=lambda dtype: build(Attention(TINY, dtype=dtype)), run=checks.on_rows, silent="key/bias"
     ),
-    "feed_forward": checks.Part(build=lambda dtype: build(FeedForward(TINY, dtype=dtype)), run=checks.on_vectors),
+    "feed_forward": checks.Part(build=lambda dtype: build(FeedForward(TINY, dtype=dtype)), run=checks.on_single_rows),
     "block": checks.Part(build=lambda dtype: build(Block(TINY, dtype=dtype)), run=checks.on_rows, silent="key/bias"),
     "encoder": checks.Part(build=lambda dtype: Encoder(TINY, dtype=dtype), run=checks.on_features, silent="key/bias"),
 }
@@ -225,6 +225,8 @@ def test_taps_are_what_was_asked_for(encoder):
     np.testing.assert_array_equal(everything["layers"][-1], everything["sequence"])
     assert np.abs(everything["layers"][0] - everything["layers"][1]).max() > 1e-2
     np.testing.assert_array_equal(everything["embedded"], encoder.embed(given))
+    assert [[x.shape for x in layer] for layer in everything["heads"]] == [[(2, 2, 6, 8)] * 4] * 2
+    assert [x.shape for x in everything["inner"]] == [(2, 6, 32)] * 2
     for tap in TAPS:
         one = encoder(given, taps=[tap])
         assert set(one) == {tap}
@@ -239,6 +241,33 @@ def test_attentions_are_probabilities_over_tokens(encoder):
         np.testing.assert_allclose(probabilities.sum(-1), 1.0, atol=1e-6)
         assert probabilities.min() >= 0
         assert (probabilities[1, :, :, 3:] == 0).all()
+
+
+def test_heads_are_what_attention_is_computed_from(encoder):
+    taps = encoder(checks.features([6, 6]), taps=("heads", "attentions"))
+    for heads, attention in zip(taps["heads"], map(np.asarray, taps["attentions"]), strict=True):
+        query, key, value, context = map(np.asarray, heads)
+        scores = np.exp(np.einsum("bnth,bnsh->bnts", query, key) / np.sqrt(8))
+        np.testing.assert_allclose(attention, scores / scores.sum(-1, keepdims=True), atol=1e-5)
+        np.testing.assert_allclose(context, np.einsum("bnts,bnsh->bnth", attention, value), atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens_only", [False, True])
+def test_gradients_reach_the_taps_of_heads_and_units(tokens_only):
+    """`<x, dL/dx>` of what a dense layer without bias reads is `<kernel, dL/dkernel>`, whatever comes after it."""
+    encoder, given = checks.randomize(Encoder(dataclasses.replace(TINY, hidden_dropout=0.0))), checks.features([6, 3])
+    encoder.tokens_only = tokens_only
+    block = encoder.blocks[0]
+    kernels = [layer.kernel.value for layer in (block.attention.output_dense, block.feed_forward.outer)]
+    with tf.GradientTape() as tape:
+        taps = encoder(given, taps=("sequence", "heads", "inner"), training=True)
+        loss = tf.reduce_sum(tf.sin(taps["sequence"]) * given["padding_mask"][..., None])
+    read = [taps["heads"][0][3], taps["inner"][0]]
+    slopes = tape.gradient(loss, [*read, *kernels])
+    for x, kernel, slope, other in zip(read, kernels, slopes[:2], slopes[2:], strict=True):
+        wanted = tf.reduce_sum(kernel * other).numpy()
+        np.testing.assert_allclose(tf.reduce_sum(x * slope).numpy(), wanted, rtol=1e-4)
+        assert abs(wanted) > 1e-3
 
 
 def test_unknown_tap(encoder):
@@ -256,6 +285,86 @@ def test_embed_then_contextualise_is_the_whole(encoder):
     gradient = tape.gradient(out, embedded).numpy()
     assert (np.abs(gradient[0]).max(-1) > 0).all(), "every token of the row matters to its first"
     assert (gradient[1] == 0).all(), "no token of another row does"
+
+
+def test_a_shift_moves_the_tokens_as_other_rows_of_the_table_would(encoder):
+    given = {"token_ids": np.array([[5, 6, 7, 8]])}
+    plain, shift = np.asarray(encoder(given)["sequence"]), np.zeros((1, 4, 16), "float32")
+    np.testing.assert_array_equal(encoder(given, shift=shift)["sequence"], plain)
+    shift[0, 2] = np.linspace(-1, 1, 16)
+    found = np.asarray(encoder(given, shift=shift)["sequence"])
+    table = encoder.tokens.embeddings.numpy()
+    try:
+        encoder.tokens.embeddings.assign(table + shift[0, 2] * (np.arange(len(table)) == 7)[:, None])
+        np.testing.assert_allclose(found, encoder(given)["sequence"], atol=1e-6)
+    finally:
+        encoder.tokens.embeddings.assign(table)
+    assert np.abs(found - plain).max() > 0.1
+
+
+# === Sizes of each layer ===
+
+
+def test_sizes_that_are_spelled_out_change_nothing():
+    usual = Encoder(TINY)
+    config = dataclasses.replace(TINY, head_dim=8, layer_heads=(2, 2), layer_units=(32, 32))
+    spelled = Encoder(config)
+    assert [(w.path, w.shape) for w in spelled.weights] == [(w.path, w.shape) for w in usual.weights]
+    for mine, other in zip(spelled.weights, checks.randomize(usual).weights, strict=True):
+        mine.assign(other)
+    given = checks.features([6, 3])
+    np.testing.assert_array_equal(spelled(given)["sequence"], usual(given)["sequence"])
+
+
+def test_heads_and_units_that_do_nothing_can_be_left_out():
+    """A layer of 2 heads and 32 units of which some write zeros, and one that has the others only."""
+    full = checks.randomize(Encoder(TINY))
+    heads, units = ([0, 1], [1]), (range(32), range(5, 25))
+    config = dataclasses.replace(TINY, head_dim=8, layer_heads=(2, 1), layer_units=(32, 20))
+    small = Encoder(from_dict(EncoderConfig, json.loads(dumps(to_dict(config)))))
+    for mine, whole in zip(small.weights, full.weights, strict=True):
+        mine.assign(np.zeros(mine.shape) if mine.shape != whole.shape else whole)
+    for block, whole, some, wide in zip(small.blocks, full.blocks, heads, units, strict=True):
+        columns, wide = np.concatenate([np.arange(8) + 8 * head for head in some]), list(wide)
+        for name in ("query", "key", "value"):
+            kernel, bias = getattr(whole.attention, name).get_weights()
+            getattr(block.attention, name).set_weights([kernel[:, columns], bias[columns]])
+        out, bias = whole.attention.output_dense.get_weights()
+        block.attention.output_dense.set_weights([out[columns], bias])
+        out[np.setdiff1d(np.arange(16), columns)] = 0
+        whole.attention.output_dense.set_weights([out, bias])
+        kernel, bias = whole.feed_forward.inner.get_weights()
+        block.feed_forward.inner.set_weights([kernel[:, wide], bias[wide]])
+        out, bias = whole.feed_forward.outer.get_weights()
+        block.feed_forward.outer.set_weights([out[wide], bias])
+        out[np.setdiff1d(np.arange(32), wide)] = 0
+        whole.feed_forward.outer.set_weights([out, bias])
+    given = checks.features([6, 3])
+    np.testing.assert_allclose(small(given)["sequence"], full(given)["sequence"], atol=1e-5)
+    assert [x[0].shape[1] for x in small(given, taps=["heads"])["heads"]] == [2, 1]
+    assert small.count_params() == full.count_params() - 3 * 8 * 17 - 8 * 16 - 12 * 33
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"num_heads": 3}, "hidden_dim 16 is not a multiple of num_heads 3, and there is no head_dim"),
+        ({"head_dim": -1}, "head_dim must be at least 0, got -1"),
+        ({"layer_heads": (2,)}, r"layer_heads must be a number of at least 1 for each of the 2 layers, got \[2\]"),
+        ({"layer_units": (32, 0)}, r"layer_units must be .* got \[32, 0\]"),
+        ({"local_window": -2}, "local_window must be at least 0"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(sizes, said):
+    with pytest.raises(ConfigError, match=said):
+        dataclasses.replace(TINY, **sizes)
+
+
+def test_a_head_may_be_of_any_size():
+    encoder = checks.randomize(Encoder(dataclasses.replace(TINY, num_heads=3, head_dim=5)))
+    assert encoder.blocks[0].attention.query.kernel.shape == (16, 15)
+    assert encoder.blocks[0].attention.output_dense.kernel.shape == (15, 16)
+    assert np.isfinite(encoder(checks.features([6, 3]))["sequence"]).all()
 
 
 def test_dropout_acts_in_training_only():
@@ -370,14 +479,14 @@ def test_attention_by_hand():
         (attention.output_dense, 2.0, 0.5),
     ):
         layer.set_weights([np.array([[kernel]]), np.array([bias])])
-    out, probabilities = attention(
+    out, taps = attention(
         tf.constant([[0.0], [1.0]]),
         rows=Rows(tf.constant([[1, 1]])),
         visible=tf.constant([[[[True, True]]]]),
         where=checks.below().where,
         positions=tf.constant([[0, 1]]),
     )
-    np.testing.assert_allclose(probabilities[0, 0], [[0.25, 0.75]] * 2, atol=1e-6)
+    np.testing.assert_allclose(taps["attentions"][0, 0], [[0.25, 0.75]] * 2, atol=1e-6)
     np.testing.assert_allclose(out, [[0.5 + 2 * 17.5]] * 2, atol=1e-5)  # 0.25 * 10 + 0.75 * 20 = 17.5
 
 
@@ -428,9 +537,9 @@ import json, sys
 import numpy as np
 import keras
 assert keras.backend.backend() == sys.argv[1]
-import keras_bert.encoder, keras_bert.heads
+import keras_bert.tasks.network
 from keras_bert.config import EncoderConfig, HeadConfig
-network = keras_bert.heads.Network(EncoderConfig(**json.loads(sys.argv[2])), HeadConfig(labels=("a", "b", "c")))
+network = keras_bert.tasks.network.Network(EncoderConfig(**json.loads(sys.argv[2])), HeadConfig(labels=("a", "b", "c")))
 stored = dict(np.load(sys.argv[3]))
 given = {name.split(":")[1]: stored.pop(name) for name in list(stored) if name.startswith("given:")}
 assert sorted(stored) == sorted(w.path for w in network.weights)

@@ -45,7 +45,11 @@ CLIPPED = OptimizerConfig(learning_rate=1e-3, clip_norm=0.5, weight_decay=0.1)
 
 def network(task="classify", labels=("0", "1"), encoder=STILL, dropout=0.0, seed=7):
     """A tiny network whose weights are the same for the same seed."""
-    made = Network(encoder, HeadConfig(task=task, labels=labels, dropout=dropout))
+    return randomized(Network(encoder, HeadConfig(task=task, labels=labels, dropout=dropout)), seed)
+
+
+def randomized(made, seed=7):
+    """A network with kernels and tables of one seed."""
     random = np.random.default_rng(seed)
     for weight in made.weights:
         if weight.path.endswith(("kernel", "embeddings")):
