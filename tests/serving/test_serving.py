@@ -30,7 +30,7 @@ from keras_bert import server
 from keras_bert.__main__ import main
 from keras_bert.bert import Bert
 from keras_bert.cli import verify_export
-from keras_bert.config import FROZEN, DataConfig, HeadConfig, TextConfig, WindowConfig
+from keras_bert.config import FROZEN, DataConfig, HeadConfig, TextConfig, WindowConfig, to_dict
 from keras_bert.data.batches import encoded
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.serving import export, golden, releases, warmup
@@ -538,7 +538,7 @@ def test_the_manifest_says_what_the_model_is(models, manifests):
     assert manifest["schema"] == 1
     assert manifest["versions"]["tensorflow"] == tf.__version__
     assert tuple(manifest["head"]["labels"]) == ODD
-    assert manifest["encoder"] == dataclasses.asdict(TINY)
+    assert manifest["encoder"] == to_dict(TINY)
     assert manifest["text"]["max_seq_length"] == 16
     assert manifest["windows"] == dataclasses.asdict(WINDOWS)
     assert manifest["precision"] == "bfloat16"
