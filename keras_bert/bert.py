@@ -558,11 +558,14 @@ def strings(name: str, values: Sequence[str]) -> list[str]:
     """`values` as a list.
 
     Raises:
-        DataError: it is one string, or holds something that is none.
+        DataError: it is one string or no list, or holds something that is no string.
     """
-    if isinstance(values, str):
+    try:
+        found = None if isinstance(values, str | bytes) else list(values)
+    except TypeError:  # a scalar array or tensor, None, a number
+        found = None
+    if found is None:
         raise DataError(f"{name} must be a list of strings; put a single text into a list")
-    found = list(values)
     for i, value in enumerate(found):
         if not isinstance(value, str):
             raise DataError(f"{name}[{i}] is {value!r}, a {type(value).__name__} and not a string")

@@ -192,6 +192,13 @@ def test_what_is_no_text_is_refused_with_its_place(texts, message, bert):
         pair.predict(["a"] * len(texts), texts)
 
 
+@pytest.mark.parametrize("texts", [b"fire", np.array("fire"), 3, None])
+def test_what_is_no_list_is_refused(texts, bert):
+    for call in (bert.predict, bert.embed):
+        with pytest.raises(DataError, match=r"^texts must be a list of strings; put a single text into a list$"):
+            call(texts)
+
+
 def test_pairs_and_single_texts_are_not_mixed_up(bert):
     with pytest.raises(DataError, match="this model reads single texts"):
         bert.predict(["a"], ["b"])

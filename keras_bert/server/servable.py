@@ -67,14 +67,24 @@ class Signature:
         """Run it.
 
         Raises:
-            RequestError: an operation in the graph failed; the message is that of the operation.
+            RequestError: an input has another shape than the signature says, or an operation in the graph failed; the
+                message is then that of the operation.
         """
+        self._check_shapes(inputs)
         try:
             tensors = {k: tf.constant(v, tf.as_dtype(self.dtypes[k])) for k, v in inputs.items()}
             outputs = self._function(**tensors)
             return {k: np.asarray(v.numpy(), v.dtype.as_numpy_dtype) for k, v in outputs.items()}
         except tf.errors.OpError as error:
             raise RequestError(_first_line(error.message), _HTTP_STATUS.get(error.error_code, 500)) from error
+
+    def _check_shapes(self, inputs: Arrays) -> None:
+        """Holds inputs against the declared shapes: a graph need not do that, and a kernel may end the process."""
+        for name, declared in self.inputs.items():
+            found = inputs[name].shape
+            if declared is not None and not tf.TensorShape(declared).is_compatible_with(found):
+                wanted, got = (",".join("?" if n is None else str(n) for n in dims) for dims in (declared, found))
+                raise RequestError(f"Input {name} of signature {self.name} must have shape [{wanted}] but got [{got}]")
 
 
 Run = Callable[[Signature, Arrays], Arrays]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,10 @@ import tensorflow as tf
 from keras_bert.config import VECTORS, HeadConfig, WindowConfig, choose, to_dict
 from keras_bert.errors import CheckpointError
 from keras_bert.serving import golden, manifest, releases, warmup
+from keras_bert.serving.probe import PROBE
 from keras_bert.serving.requests import Trial
 from keras_bert.serving.served import Served
-from keras_bert.serving.signatures import signatures_of
+from keras_bert.serving.signatures import checked, signatures_of
 from keras_bert.serving.versions import publishing
 from keras_bert.tasks.network import Network
 
@@ -36,8 +38,8 @@ def export(
 ) -> Path:
     """Write a SavedModel under `export_dir/VERSION`, as TensorFlow Serving expects it.
 
-    The model is written under a temporary name, its ops are looked up, it is loaded again and asked, and only then
-    is it renamed: a server that watches `export_dir` never sees half of it.
+    The model is written under a temporary name, its ops are looked up, it is loaded again and asked, also what it must
+    refuse (`probe.py`), and only then is it renamed: a server that watches `export_dir` never sees half of it.
 
     Args:
         version: a positive number that is not there yet; None takes the one after the largest.
@@ -53,22 +55,25 @@ def export(
         ConfigError: the version is not a positive 64-bit number or exists, `export_dir` is a file, or the windows do
             not suit the model.
         CheckpointError: the directory cannot be written, no server has an op of the graph, or the loaded model answers
-            otherwise than this one.
+            otherwise than this one, or does not refuse requests of wrong shapes.
     """
     base = Path(export_dir)
     network, *others = (in_precision(one, precision) for one in (network, *others))
     served = Served(text_layer, network, pair, windows, others)
     functions = signatures_of(served)
     module = tf.Module()
-    module.weights, module.features, module.network = served.weights, served.features, served.network
-    with publishing(base, version) as (folder, target):
+    module.weights, module.features = served.weights, checked(served.features, served.texts)
+    module.network = checked(served.network, served.ids)
+    PROBE.start()
+    with publishing(base, version) as (folder, target), ThreadPoolExecutor(1) as beside:
         try:
             tf.saved_model.save(module, str(folder), signatures=functions)
         except tf.errors.OpError as error:
             raise CheckpointError(f"{target}: cannot be written ({str(error).splitlines()[0]})") from error
         ops_used, described = releases.check(folder), manifest.described(folder)
-        model = tf.saved_model.load(str(folder))
         trial = Trial(served.text_layer, pair, described)
+        refused = beside.submit(PROBE.refuses, folder, list(trial.wrong()))
+        model = tf.saved_model.load(str(folder))
         ask = golden.loaded(model)
         few = 1 if len(served.head.config.labels) > MANY_LABELS else None
         cases = [golden.case(name, inputs, ask(name, inputs)) for name, inputs in trial.golden(few)]
@@ -77,6 +82,7 @@ def export(
         golden.replay(said | {"tolerance": tolerance}, golden.loaded(SimpleNamespace(signatures=functions)))
         requests = trial.warmup(served.windows.max_windows)
         warmup.replay(model.signatures, requests)
+        refused.result()
         warmup.write(folder, base.absolute().name, requests)
         facts = {
             "pair": pair,

@@ -1,6 +1,7 @@
-"""What an exported model is asked before it is published: golden requests, which it keeps, and warm-up requests."""
+"""What an exported model is asked before it is published: golden requests, which it keeps, warm-up requests, and wrong
+ones, which it must refuse."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,13 @@ LENGTHS = (8, 32, 128, 512)
 """Tokens of warm-up requests, as far as they fit into a row."""
 IDS = ("input_word_ids", "input_mask", "input_type_ids")
 """Inputs of a signature of token ids, under the names that TensorFlow Hub and Model Garden clients use."""
+RANKS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
+    lambda value: value.reshape(-1)[:1].reshape([]),
+    lambda value: value.reshape(-1) if value.ndim > 1 else np.stack([value, value], axis=1),
+    lambda value: value[np.newaxis],
+    lambda value: np.stack([value, value], axis=-1)[np.newaxis],
+)
+"""An input of a vector or matrix -> another rank: a scalar, a vector or a nested pair, one more, two more."""
 
 
 class Trial:
@@ -51,6 +59,22 @@ class Trial:
         if max_windows > 1:
             asked.append(("serving_default", ["the " * (self.longest * max_windows)]))
         return [(name, self.inputs(self.signatures[name]["inputs"], texts)) for name, texts in asked]
+
+    def wrong(self) -> Iterator[tuple[str, Arrays]]:
+        """For every signature inputs of wrong shapes: each of them, and all together, of another rank; each of another
+        size than the rest."""
+        for name, signature in self.signatures.items():
+            good = self.inputs(signature["inputs"], self.sentences[:2])
+            for change in RANKS:
+                for key in good:
+                    yield name, good | {key: change(good[key])}
+                if len(good) > 1:
+                    yield name, {key: change(value) for key, value in good.items()}
+            for key, value in good.items():
+                others = [other.ndim for one, other in good.items() if one != key]
+                for axis in range(min(value.ndim, max(others, default=0))):
+                    yield name, good | {key: np.take(value, [0], axis)}
+                    yield name, good | {key: np.concatenate([value, np.take(value, [0], axis)], axis)}
 
     def inputs(self, names: Collection[str], texts: Sequence[str]) -> Arrays:
         """What a signature with the inputs `names` is sent for texts.

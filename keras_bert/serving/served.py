@@ -83,6 +83,7 @@ class Served:
             self.texts.append(tf.TensorSpec([None, None], tf.string, name="choices"))
         ids = [tf.TensorSpec([None, None], tf.int32, n) for n in ("token_ids", "segment_ids")]
         ids.append(tf.TensorSpec([None, None], tf.bool, "padding_mask"))
+        self.ids = ids
 
         def run(token_ids: Any, segment_ids: Any, padding_mask: Any) -> Tensors:
             features = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}

@@ -3,7 +3,9 @@
 `COMMON` holds those of every model, `SIGNATURES` those of a task.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -26,38 +28,46 @@ Made = tuple[Callable[..., Tensors], list[tf.TensorSpec]]
 Gives = Callable[[Served, Tensors], Tensors]
 
 
+def checked(function: Callable[..., Tensors], specs: Sequence[tf.TensorSpec]) -> Any:
+    """`function` as a `tf.function` of inputs that the graph itself checks: servers do not look at their shapes.
+
+    An input must have the rank of its spec. Inputs of one call agree in the dimensions that they share: `text` and
+    `choices` in B, a mask in B and T with its token ids. What does not fit is an InvalidArgumentError, before any
+    kernel has read it.
+    """
+
+    def run(*inputs: Any) -> Tensors:
+        ranked = [tf.ensure_shape(value, spec.shape) for value, spec in zip(inputs, specs, strict=True)]
+        pairs = zip(ranked[1:], specs[1:], strict=True)
+        with tf.control_dependencies([_agree(ranked[0], specs[0], *pair) for pair in pairs]):
+            return function(*map(tf.identity, ranked))
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    run.__signature__ = inspect.Signature([inspect.Parameter(spec.name, kind) for spec in specs])  # type: ignore[attr-defined]
+    return tf.function(run, specs, autograph=False)
+
+
+def _agree(first: tf.Tensor, first_spec: tf.TensorSpec, other: tf.Tensor, spec: tf.TensorSpec) -> tf.Operation:
+    """An assertion that two inputs have the same sizes in the dimensions that both have."""
+    shared = min(first.shape.rank, other.shape.rank)
+    wanted, found = tf.shape(first)[:shared], tf.shape(other)[:shared]
+    message = [f"{spec.name} and {first_spec.name} must agree in size, got", found, "and", wanted]
+    return tf.debugging.Assert(tf.reduce_all(found == wanted), message)
+
+
 def strings(gives: Callable[..., Tensors]) -> Callable[[Served], Made]:
     """Of strings `text`, `text_pair` for pairs, and `choices` `[B, C]`, which `gives` takes as they are."""
-
-    def made(served: Served) -> Made:
-        def of_pair(text: Any, text_pair: Any) -> Tensors:
-            return gives(served, text, text_pair)
-
-        def of_one(text: Any) -> Tensors:
-            return gives(served, text)
-
-        def of_choices(text: Any, choices: Any) -> Tensors:
-            return gives(served, text, choices)
-
-        def of_pair_and_choices(text: Any, text_pair: Any, choices: Any) -> Tensors:
-            return gives(served, text, text_pair, choices)
-
-        functions: dict[int, Callable[..., Tensors]] = {1: of_one, 2: of_pair, 3: of_pair_and_choices}
-        if served.head.reads == "choices":
-            functions[2] = of_choices
-        return functions[len(served.texts)], served.texts
-
-    return made
+    return lambda served: (partial(gives, served), served.texts)
 
 
 def alone(gives: Gives) -> Callable[[Served], Made]:
     """Of strings `text`, each read by itself, also where the model reads pairs."""
 
     def made(served: Served) -> Made:
-        def of_one(text: Any) -> Tensors:
+        def function(text: Any) -> Tensors:
             return gives(served, served.text_layer(text) | {"strings": tf.identity(text)})
 
-        return of_one, served.texts[:1]
+        return function, served.texts[:1]
 
     return made
 
@@ -234,4 +244,4 @@ def table_of(task: str, models: int = 1) -> dict[str, Callable[[Served], Made]]:
 def signatures_of(served: Served) -> dict[str, Any]:
     """Every signature of the task as a `tf.function`, by name."""
     table = table_of(served.head.config.task, len(served.networks))
-    return {name: tf.function(*made(served), autograph=False) for name, made in table.items()}
+    return {name: checked(*made(served)) for name, made in table.items()}

@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras_bert.config import TextConfig, WindowConfig, choose
 from keras_bert.errors import ConfigError
 from keras_bert.text import packing
-from keras_bert.text.tokenizer import Tokenizer
+from keras_bert.text.tokenizer import Tokenizer, strings
 from keras_bert.text.vocabulary import check_vocabulary
 
 
@@ -65,7 +65,7 @@ class Text:
 
     def tokenize(self, text: Any) -> tf.RaggedTensor:
         """Strings `[B]` -> ids of their word pieces, ragged int32 `[B, tokens]`, nothing cut or added."""
-        return self.tokenizer.tokenize(strings(text))
+        return self.tokenizer.tokenize(text)
 
     def count(self, *segments: Any, how: str = "row") -> Any:
         """Length of each row, or of the longest of each example, as the model will see it, int32 NumPy `[B]`."""
@@ -105,9 +105,9 @@ class Text:
             ConfigError: the choices are no rows of strings, or there is not one text, or a pair of texts, beside them.
         """
         *texts, last = (segment for segment in segments if segment is not None)
-        choices = tf.convert_to_tensor(last, tf.string)
-        if choices.shape.rank != 2 or not 1 <= len(texts) <= 2:
-            raise ConfigError(f"{len(texts)} texts and choices of shape {choices.shape}; choices are rows of strings")
+        choices = strings(last, "choices", rank=2)
+        if not 1 <= len(texts) <= 2:
+            raise ConfigError(f"{len(texts)} texts beside the choices; give one text, or a pair")
         if choices.shape[1] is None:  # a question without any choice has one that is none
             choices = tf.pad(choices, [[0, 0], [0, tf.maximum(1 - tf.shape(choices)[1], 0)]], constant_values="")
         shape = [tf.shape(choices)[0], tf.shape(choices)[1] if choices.shape[1] is None else choices.shape[1]]
@@ -183,7 +183,7 @@ class Text:
             `token_ids`, `segment_ids`, and in bytes of the segment `starts` and `ends`, -1 where a position is no piece
             of a text; all int32 `[B, T]`. And `padding_mask`, `num_tokens` and `truncated` as a call gives them.
         """
-        found = [self.tokenizer.tokenize_with_offsets(strings(segment)) for segment in segments if segment is not None]
+        found = [self.tokenizer.tokenize_with_offsets(segment) for segment in segments if segment is not None]
         tokens, starts, ends = (list(column) for column in zip(*found, strict=True))
         keep = self._keep(tokens)
         numbers, count = [], tf.constant(0)
@@ -225,7 +225,13 @@ class Text:
 
         Pieces of a word are joined, and there is no space inside Chinese and Japanese, before what closes a clause or a
         bracket, and behind what opens one.
+
+        Raises:
+            ConfigError: the ids are a single number.
         """
+        ids = tf.convert_to_tensor(ids)
+        if ids.shape.rank == 0:
+            raise ConfigError("ids to detokenize must be rows of ids, got a single one")
         words = [piece.removeprefix("##") for piece in self.vocabulary]
         parts = zip(self.continues, words, strict=True)
         before = [not (continues or _NO_SPACE_BEFORE.match(word)) for continues, word in parts]
@@ -313,22 +319,3 @@ def _grouped(rows: dict[str, tf.Tensor], shape: list[Any]) -> dict[str, tf.Tenso
 
 def _lengths(tokens: tf.RaggedTensor) -> tf.Tensor:
     return tf.cast(tokens.row_lengths(), tf.int32)
-
-
-def strings(text: Any) -> tf.Tensor:
-    """A list, array or tensor of texts as a tensor `[B]`.
-
-    Raises:
-        ConfigError: it is not a vector of strings.
-    """
-    if isinstance(text, list | tuple):
-        text = [t.encode("utf-8", "surrogatepass") if isinstance(t, str) else t for t in text]
-    try:
-        found = tf.convert_to_tensor(text, tf.string)
-    except (TypeError, ValueError) as error:
-        raise ConfigError("texts must be a list or vector of strings; something in them is none") from error
-    if found.shape.rank != 1:
-        raise ConfigError(
-            f"texts must be a list or vector of strings, got shape {found.shape}; put a single text into a list"
-        )
-    return found

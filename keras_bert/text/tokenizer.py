@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -92,20 +93,20 @@ class Tokenizer:
         FastWordpieceTokenizeWithOffsets, for texts without special tokens."""
         return self._table, self._model
 
-    def tokenize(self, strings: tf.Tensor) -> tf.RaggedTensor:
+    def tokenize(self, texts: Any) -> tf.RaggedTensor:
         """Strings `[B]` -> ids, ragged int32 `[B, tokens]`; B may be 0."""
         with tf.device(HOST):
-            normalized, _ = self._normalize(strings, with_offsets=False)
+            normalized, _ = self._normalize(strings(texts), with_offsets=False)
             ids, _, _, splits = self._pieces(normalized)
             return tf.RaggedTensor.from_row_splits(ids, splits, validate=False)
 
-    def tokenize_with_offsets(self, strings: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+    def tokenize_with_offsets(self, texts: Any) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """Strings `[B]` -> ids, and where each token starts and ends in its string, in bytes.
 
         All are ragged int32 `[B, tokens]`; `character_offsets` turns bytes into characters.
         """
         with tf.device(HOST):
-            normalized, sources = self._normalize(strings, with_offsets=True)
+            normalized, sources = self._normalize(strings(texts), with_offsets=True)
             ids, starts, ends, splits = self._pieces(normalized)
             rows = tf.repeat(sources.row_splits[:-1], splits[1:] - splits[:-1])
             places = sources.flat_values
@@ -203,7 +204,7 @@ class Tokenizer:
         return self._text.FastBertNormalizer(model_buffer=self._filling_table).normalize(strings)
 
 
-def character_offsets(strings: tf.Tensor, byte_offsets: tf.RaggedTensor) -> tf.RaggedTensor:
+def character_offsets(texts: Any, byte_offsets: tf.RaggedTensor) -> tf.RaggedTensor:
     """Offsets in bytes of strings `[B]` -> in characters (code points), ragged int32 `[B, tokens]`.
 
     Ill-formed UTF-8 counts for nothing, as after `decode("utf-8", "ignore")`.
@@ -212,13 +213,45 @@ def character_offsets(strings: tf.Tensor, byte_offsets: tf.RaggedTensor) -> tf.R
         table = tf.constant(_filling_table(b"\x80"))  # a byte that begins no character
     with tf.device(HOST):
         kernel = _tensorflow_text().FastBertNormalizer(model_buffer=table)
-        filled = kernel.normalize(strings)
+        filled = kernel.normalize(strings(texts))
         counts = _characters_before(filled)
         starts = _starts(filled)
         rows = byte_offsets.value_rowids()
         places = tf.gather(starts, rows) + tf.cast(byte_offsets.flat_values, tf.int64)
         found = tf.gather(counts, places) - tf.gather(counts, tf.gather(starts, rows))
         return byte_offsets.with_flat_values(found)
+
+
+# === Inputs ===
+
+
+def strings(values: Any, name: str = "texts", rank: int = 1) -> tf.Tensor:
+    """Lists, an array or a tensor of strings as a tensor `[B]`, or `[B, C]` where `rank` is 2.
+
+    The graph checks the rank again: a placeholder may be fed with another one, on which TensorFlow Text's kernels end
+    the process.
+
+    Raises:
+        ConfigError: they are no strings, or of another rank.
+    """
+    try:
+        found = tf.convert_to_tensor(_encoded(values), tf.string)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} must be {SHAPES[rank]}, and they hold something else") from error
+    if found.shape.rank != rank:
+        raise ConfigError(f"{name} must be {SHAPES[rank]}, got shape {found.shape}{ADVICE[rank]}")
+    return tf.ensure_shape(found, [None] * rank)
+
+
+SHAPES = {1: "a list or vector of strings", 2: "rows of strings, all of one length"}
+ADVICE = {1: "; put a single text into a list", 2: ""}
+
+
+def _encoded(values: Any) -> Any:
+    """UTF-8 of what is a string in lists of any depth, also where it holds lone surrogates."""
+    if isinstance(values, list | tuple):
+        return [_encoded(value) for value in values]
+    return values.encode("utf-8", "surrogatepass") if isinstance(values, str) else values
 
 
 # === Parts of the graph ===

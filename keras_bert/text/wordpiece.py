@@ -76,7 +76,13 @@ class WordPiece:
         self._longest = max(map(len, self.index))
 
     def tokenize(self, text: str | bytes) -> Encoding:
-        """The tokens of one text; a lone surrogate in a str counts as ill-formed and is dropped."""
+        """The tokens of one text; a lone surrogate in a str counts as ill-formed and is dropped.
+
+        Raises:
+            ConfigError: it is not one string.
+        """
+        if not isinstance(text, str | bytes):
+            raise ConfigError(f"a text must be one string, got {type(text).__name__}")
         if isinstance(text, bytes):
             chars = text.decode("utf-8", "surrogateescape")  # each ill-formed byte is a surrogate for the moment
             widths = [1 if _is_surrogate(c) else _width(c) for c in chars]

@@ -63,6 +63,10 @@ def save_half_plus_two(directory, offset=2.0):
                 matrix = tf.matmul(matrix, matrix)
             return {"y": x + matrix[0, 0]}
 
+        @tf.function(input_signature=[tf.TensorSpec(None, tf.float32, name="x")])
+        def any_shape(self, x):
+            return {"y": 0.5 * x + offset}
+
         @tf.function(input_signature=[tf.TensorSpec([2], tf.float32, name="x")])
         def two_rows(self, x):
             return {"y": x - tf.reduce_mean(x)}
@@ -78,6 +82,7 @@ def save_half_plus_two(directory, offset=2.0):
         "classify_named": module.named,
         "below_ten": module.below_ten,
         "slow": module.slow,
+        "any_shape": module.any_shape,
         "two_rows": module.two_rows,
     }
     tf.saved_model.save(module, str(directory), signatures=signatures)

@@ -58,8 +58,22 @@ def test_it_says_what_it_serves_and_where(server):
 
 
 def test_h1_rows_of_lists(server):
-    answer = server.predict({"instances": [[1, 2], [3, 4]]})
+    answer = server.predict({"signature_name": "any_shape", "instances": [[1, 2], [3, 4]]})
     assert answer == {"predictions": [[2.5, 3.0], [3.5, 4.0]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "said"),
+    [
+        ("serving_default", 1.0, "[?] but got []"),
+        ("serving_default", [[1.0, 2.0]], "[?] but got [1,2]"),
+        ("two_rows", [1.0, 2.0, 3.0], "[2] but got [3]"),
+    ],
+)
+def test_inputs_have_the_shape_that_the_signature_declares(name, inputs, said, server):
+    body = json.dumps({"signature_name": name, "inputs": inputs}).encode()
+    status, message = server.refusal("POST", "/v1/models/half:predict", body)
+    assert (status, message) == (400, f"Input x of signature {name} must have shape {said}")
 
 
 @pytest.mark.parametrize("which", ["versions/123", "labels/stable%20label"])
@@ -163,7 +177,8 @@ def test_one_connection_carries_several_requests(server):
 
 
 def test_many_rows_in_one_request(server):
-    answer = server.predict({"instances": [[float(i)] * 20 for i in range(10_000)]})
+    rows = [[float(i)] * 20 for i in range(10_000)]
+    answer = server.predict({"signature_name": "any_shape", "instances": rows})
     assert len(answer["predictions"]) == 10_000
     assert answer["predictions"][-1] == [0.5 * 9999 + 2] * 20
 

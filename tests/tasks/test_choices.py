@@ -161,7 +161,7 @@ def test_each_choice_is_a_row_with_its_text():
     assert text.choices(["the city " * 9], [["a"]])["truncated"].numpy().tolist() == [True]
     paired = text.choices(["the"], ["in the"], [["city", "song"]])
     np.testing.assert_array_equal(paired["token_ids"][0, 1], text(["the"], ["in the song"])["token_ids"][0])
-    with pytest.raises(ConfigError, match="choices are rows of strings"):
+    with pytest.raises(ConfigError, match="choices must be rows of strings"):
         text.choices(["a"], ["b"])
 
 

@@ -111,6 +111,11 @@ def test_chinese_has_no_spaces():
     assert found.numpy()[0].decode() == "\u5929\u6c142019\u5929\u3002the (\u6c14) it's fire-city"
 
 
+def test_a_single_id_is_no_text():
+    with pytest.raises(ConfigError, match="rows of ids, got a single one"):
+        Text(WORDS).detokenize(tf.constant(5))
+
+
 # === Heads: the promises of every network ===
 
 

@@ -397,9 +397,9 @@ def test_every_text_needs_a_second_one(first, second):
 # === The graph ===
 
 ALLOWED = """
-    AddN AddV2 All Any Assert BitwiseAnd BroadcastTo Cast ConcatV2 Const Cumsum DecodeRaw Equal ExpandDims
-    FastBertNormalize FastWordpieceTokenizeWithOffsets Fill FloorDiv GatherV2 Greater GreaterEqual Identity Less
-    LessEqual LogicalAnd LogicalNot LogicalOr Max Maximum Minimum Mul Neg NoOp NotEqual Pack Pad PadV2 Placeholder
+    AddN AddV2 All Any Assert BitwiseAnd BroadcastTo Cast ConcatV2 Const Cumsum DecodeRaw EnsureShape Equal
+    ExpandDims FastBertNormalize FastWordpieceTokenizeWithOffsets Fill FloorDiv GatherV2 Greater GreaterEqual Identity
+    Less LessEqual LogicalAnd LogicalNot LogicalOr Max Maximum Minimum Mul Neg NoOp NotEqual Pack Pad PadV2 Placeholder
     Prod RaggedGather RaggedRange RaggedTensorToTensor Range ReduceJoin Reshape SegmentMax SelectV2 Shape Squeeze
     StatelessIf StaticRegexReplace StridedSlice StringLength Sub Sum Tile TopKV2 Transpose Unpack Where ZerosLike
 """

@@ -310,3 +310,28 @@ def test_what_cannot_work_is_refused(options, error, words):
         Tokenizer(PIECES, True, **options)
     with pytest.raises(DataError, match="UNK"):
         Tokenizer(["a"], True)
+
+
+@pytest.mark.parametrize("texts", ["fire", tf.constant("fire"), [["a", "b"], ["c", "d"]], [[["a"]]]])
+def test_what_is_no_vector_never_reaches_a_kernel(texts):
+    tokenizer, offsets = Tokenizer(PIECES, False, "hf"), tf.ragged.constant([[0]], tf.int32)
+    for call in (tokenizer.tokenize, tokenizer.tokenize_with_offsets, lambda text: character_offsets(text, offsets)):
+        with pytest.raises(ConfigError, match=r"got shape \(.*\); put a single text into a list"):
+            call(texts)
+
+
+@pytest.mark.parametrize("method", ["tokenize", "tokenize_with_offsets"])
+def test_the_graph_refuses_what_is_no_vector(method):
+    """An input may have another shape than its graph was made for, as a placeholder that is fed has."""
+    tokenizer = Tokenizer(PIECES, False, "hf")
+
+    @tf.function(input_signature=[tf.TensorSpec(None, tf.string)], autograph=False)
+    def run(text):
+        declared = tf.identity(text)
+        declared.set_shape([None])
+        return getattr(tokenizer, method)(declared)
+
+    for texts in ("forest fire", [["a", "b"], ["c", "d"]], [[["a"]]]):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"not compatible with expected shape \[\?\]"):
+            run(tf.constant(texts))
+    run(tf.constant(["forest fire"]))

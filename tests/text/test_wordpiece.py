@@ -255,3 +255,9 @@ def test_the_wrong_casing_is_said():
     assert misfit(vocabulary("cased"), texts, True) == (
         "29% of the vocabulary has capitals but text is lower-cased; is do_lower_case false for it?"
     )
+
+
+@pytest.mark.parametrize("text", [["a", "b"], None, 3, ("a",)])
+def test_a_text_is_one_string(text):
+    with pytest.raises(ConfigError, match="a text must be one string, got"):
+        WordPiece(PIECES, True).tokenize(text)
