@@ -18,7 +18,7 @@ from test_every_task import make
 from keras_bert.bert import Bert
 from keras_bert.config import TextConfig
 from keras_bert.errors import CheckpointError
-from keras_bert.serving import probe
+from keras_bert.serving import probe, signatures
 from keras_bert.serving.requests import IDS
 from keras_bert.text.text import Text
 
@@ -196,7 +196,7 @@ def test_a_model_that_dies_of_a_request_is_named_and_the_next_one_is_tried(model
 
 
 def test_the_exporter_publishes_no_model_that_answers_a_wrong_shape(monkeypatch, tmp_path):
-    monkeypatch.setattr(serving, "_agree", lambda *pair: tf.no_op())
+    monkeypatch.setattr(signatures, "_agree", lambda *pair: tf.no_op())
     bert = make("regress")
     with pytest.raises(CheckpointError, match=r"is not refused: it answers .*no such model is published"):
         bert.export(tmp_path)
