@@ -61,16 +61,17 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from keras_bert.checkpoints.checkpoints import TABLES
+    from keras_bert.checkpoints.formats import FORMATS
+    from keras_bert.checkpoints.formats.table import all_entries
 
     folder = tmp_path_factory.mktemp("tiny_checkpoint")
     bert = tiny_bert()
     weights = {v.path: np.asarray(v) for v in bert.network.weights}
-    tensors = {}
-    for ours, theirs, transform in TABLES["hf"]:
-        for i in range(TINY.num_layers if "{i}" in ours else 1):
-            value = transform(weights[ours.replace("{i}", str(i))])
-            tensors[theirs.replace("{i}", str(i))] = np.ascontiguousarray(value)
+    tensors = {
+        entry.name: np.ascontiguousarray(entry.transform(weights[entry.path], entry.stored))
+        for entry in all_entries(FORMATS["hf"].table, TINY, None)
+        if entry.path in weights
+    }
     save_file(tensors, folder / "model.safetensors")
     config = {
         "model_type": "bert",

@@ -26,19 +26,11 @@ from keras_bert.checkpoints.formats import FORMATS, extra, ours
 from keras_bert.checkpoints.formats.containers import WEIGHTS_FILE
 from keras_bert.checkpoints.formats.ours import CONFIG_FILE
 from keras_bert.checkpoints.formats.settings import VOCABULARY_FILE, Contents, some
-from keras_bert.checkpoints.formats.table import Entry, Row, Stored, entries, same, transpose
+from keras_bert.checkpoints.formats.table import Entry, Stored, entries, same, transpose
 from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, WindowConfig, dumps, from_dict, to_dict
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.files import replacing, write_atomic
-
-LOADED = ("encoder", "pooler", "masked_lm", "next_sentence")
-"""Parts that a checkpoint of another format fills. The last layer of a head is always new: labels are the user's."""
-
-TABLES: dict[str, list[Row]] = {
-    name: [*kind.table["encoder"], *kind.table["pooler"]] for name, kind in FORMATS.items() if name != "keras_bert"
-}
-"""`(our path, their name, transform)` of the weights that every checkpoint has; `{i}` is the block. All rows are in
-`formats`."""
+from keras_bert.model.shapes import with_pretraining
 
 UNUSED = {
     "hf": r"^(embeddings\.(position_ids|token_type_ids)|cls\..*|classifier\..*|qa_outputs\..*)$",
@@ -47,6 +39,9 @@ UNUSED = {
     "keras_hub": rf"^({FORMATS['keras_hub'].ignored}|task/.*)$",
 }
 """Tensors that a checkpoint may hold beyond the encoder and the pooler; any other is an error."""
+
+OF_PRETRAINING = "^head/(pooler|masked_lm|next_sentence)/"
+"""The same of a run of ours, where its head has none of these parts: a converted checkpoint keeps them."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +159,7 @@ def load(network: Any, checkpoint: Checkpoint) -> Report:
             if copied.shape != filled[path].shape or not np.array_equal(copied.read(), filled[path]):
                 problems.append(f"{name} differs from {rows[path].name}, to which it should be tied")
     unused, known = sorted(tensors), {entry.name for entry in rows.values()}
-    may_stay = "^head/" if checkpoint.format == "keras_bert" and checkpoint.head is None else "^$"
+    may_stay = "^head/" if checkpoint.head is None else OF_PRETRAINING
     problems += [
         f"tensor {name} has no place in the model"
         for name in unused
@@ -185,9 +180,10 @@ def _rows(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> tuple[dict[str, 
     if checkpoint.format == "keras_bert":
         shapes = {path: tuple(v.shape) for path, v in wanted.items()}
         return {path: Entry(path, shape, path, shape, same) for path, shape in shapes.items()}, tensors
+    # Not the last layer of a head: it is always new, labels are the user's.
     rows = {
         entry.path: entry
-        for part in LOADED
+        for part in with_pretraining(contents.encoder)
         if part not in contents.absent
         for entry in entries(kind.table, part, contents.encoder, None)
     }

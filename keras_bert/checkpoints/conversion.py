@@ -20,11 +20,13 @@ import numpy as np
 from safetensors import SafetensorError
 
 from keras_bert.checkpoints import formats, hub
+from keras_bert.checkpoints.checkpoints import open_checkpoint
 from keras_bert.checkpoints.formats import FORMATS, Format, Match, extra
 from keras_bert.checkpoints.formats.settings import Contents, some
-from keras_bert.checkpoints.formats.table import PARTS, entries
+from keras_bert.checkpoints.formats.table import entries
 from keras_bert.config import choose
 from keras_bert.errors import CheckpointError, ConfigError, DataError
+from keras_bert.model.shapes import parts, shapes, with_pretraining
 
 Weights = dict[str, np.ndarray]
 MOST_ROWS = 2**16
@@ -81,7 +83,7 @@ class Conversion:
             names = [name for name, reason in self.listed if reason == why]
             lines.append(f"not used, {why} ({len(names)}): {some(names)}")
         lines += [f"note: {remark}" for remark in self.remarks]
-        done = "; all bits equal after reading back" if self.verified else ""
+        done = "; all bits equal after reading back, and it loads" if self.verified else ""
         return "\n".join([*lines, f"{self.source} -> {self.target}: {len(self.rows)} weights{done}"])
 
 
@@ -98,10 +100,11 @@ def convert(
     Args:
         input_dir: a directory, or the name of a published checkpoint, see `hub`.
         to_format, from_format: names in `formats.FORMATS`; None finds out.
-        verify: read everything back and compare bit by bit before it takes its name.
+        verify: read everything back, compare it bit by bit, and load it as `Bert` does, before it takes its name.
 
     Raises:
-        CheckpointError: the source is broken or does not fit, has unknown keys, or the target cannot be written.
+        CheckpointError: the source is broken or does not fit, has unknown keys, or has what the target cannot hold; or
+            the target cannot be written.
         ConfigError: an option cannot be used, or `output_dir` is not empty.
     """
     changes = changes or Changes()
@@ -113,10 +116,13 @@ def convert(
     source_path = hub.resolve(input_dir)
     source, matched = match(source_path, from_format, changes)
     contents, weights = change(matched.contents, formats.read_weights(source_path, matched), changes)
-    only_ours(target, contents, weights)
+    check_held(source_path, target, contents)
+    check_model(source_path, contents, weights)
     with in_one_piece(target_path) as folder:
         remarks = write(folder, target, contents, weights)
         again = read_back(folder, target_path, target, contents, weights, verify)
+        if verify:
+            check_loads(folder, target_path)
     return Conversion(
         source.name,
         target.name,
@@ -183,13 +189,75 @@ def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Cont
     return dataclasses.replace(contents, encoder=encoder, text=text, remarks=tuple(remarks)), weights
 
 
-def only_ours(target: Format, contents: Contents, weights: Weights) -> None:
-    """Raises CheckpointError where the encoder is one that only our format can hold."""
+USUAL: dict[str, Any] = {"positions": "absolute", "attention_mask": "bidirectional"}
+USUAL_OF_HEADS: dict[str, Any] = {"layers": "last", "head_lstm": 0, "pooling": ""}
+
+
+def check_held(path: Path, target: Format, contents: Contents) -> None:
+    """Check that a format can hold a model: others than ours have one kind of encoder, and heads over its last layer.
+
+    A head without weights is not in the way: what it reads is a setting, and the format holds the encoder.
+
+    Raises:
+        CheckpointError: it cannot; the settings that it has no place for are named.
+    """
     if target is formats.ours.FORMAT:
         return
-    for field, usual in {"positions": "absolute", "attention_mask": "bidirectional"}.items():
-        if getattr(contents.encoder, field) != usual:
-            raise CheckpointError(f"{target.name} has no encoder with {field} {getattr(contents.encoder, field)!r}")
+    encoder, head = contents.encoder, contents.head
+    unusual = [f"an encoder with {line}" for line in unlike(encoder, USUAL)]
+    if head is not None and {"logits", "readout"} & parts(encoder, head).keys():
+        unusual += [f"a head with {line}" for line in unlike(head, USUAL_OF_HEADS)]
+    if unusual:
+        names = formats.ours.FORMAT.name
+        raise CheckpointError(f"{path}: {target.name} cannot hold {' and '.join(unusual)}; only {names} can")
+
+
+def unlike(config: Any, usual: dict[str, Any]) -> list[str]:
+    """The settings that are not as usual."""
+    return [f"{name} {getattr(config, name)!r}" for name, value in usual.items() if getattr(config, name) != value]
+
+
+def check_model(path: Path, contents: Contents, weights: Weights) -> None:
+    """Check that a network can be built of the settings and filled with the weights.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    encoder, head = contents.encoder, contents.head
+    known = {p: shape for part in with_pretraining(encoder, head).values() for p, shape in part.items()}
+    wrong = [p for p, shape in shapes(encoder, head).items() if p not in weights or weights[p].shape != shape]
+    wrong += [p for p, value in weights.items() if p not in known or value.shape != known[p]]
+    if wrong:
+        raise CheckpointError(f"{path}: the model needs other weights: {some(dict.fromkeys(wrong), 5)}")
+    from keras_bert.model.kernels import ACTIVATIONS
+    from keras_bert.model.masks import MASKS
+    from keras_bert.tasks.network import HEADS  # brings Keras
+
+    try:
+        choose(MASKS, encoder.attention_mask, "attention mask")
+        choose(ACTIVATIONS, encoder.activation, "activation")
+        if head is not None:
+            choose(HEADS, head.task, "task")(encoder, head)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: no network can be made of it: {error}") from error
+
+
+def check_loads(folder: Path, name: Path) -> None:
+    """Load what was written as a user will: a run of ours with its head, anything else as an encoder.
+
+    Raises:
+        CheckpointError: it does not load.
+    """
+    from keras_bert.bert import Bert
+
+    try:
+        if open_checkpoint(folder).head is None:
+            Bert.from_checkpoint(folder, task="embed")
+        else:
+            Bert.load(folder)
+    except (CheckpointError, ConfigError, DataError) as error:
+        reason = str(error).replace(str(folder), str(name))
+        raise CheckpointError(f"{name}: does not load: {reason}; nothing was written") from error
 
 
 def write(folder: Path, target: Format, contents: Contents, weights: Weights) -> list[str]:
@@ -199,8 +267,8 @@ def write(folder: Path, target: Format, contents: Contents, weights: Weights) ->
         CheckpointError: it cannot be written.
     """
     there = parts_of(contents, weights)
-    held = target.holds(contents, there)
-    inside = {path for part in held for path in paths(part, contents)}
+    known = with_pretraining(contents.encoder, contents.head)
+    inside = {path for part in target.holds(contents, there) for path in known[part]}
     beside = {path: value for path, value in weights.items() if path not in inside}
     absent = sorted(target.needs - there)
     zeros = {
@@ -216,7 +284,10 @@ def write(folder: Path, target: Format, contents: Contents, weights: Weights) ->
         extra.write(folder, unsaid | ({"absent": absent} if absent else {}), beside)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written ({error})") from error
-    return [*limits(target, contents, unsaid), *(f"{part}: zeros, the model has none" for part in absent)]
+    remarks = limits(target, contents, unsaid)
+    if beside:
+        remarks.append(f"{target.name} has no place for {some(beside)}: kept in {extra.EXTRA_WEIGHTS_FILE}")
+    return [*remarks, *(f"{part}: zeros, the model has none" for part in absent)]
 
 
 def limits(target: Format, contents: Contents, unsaid: dict[str, Any]) -> list[str]:
@@ -238,12 +309,8 @@ def limits(target: Format, contents: Contents, unsaid: dict[str, Any]) -> list[s
 
 def parts_of(contents: Contents, weights: Weights) -> set[str]:
     """The parts that a model has."""
-    return {part for part in PARTS if weights.keys() & set(paths(part, contents))}
-
-
-def paths(part: str, contents: Contents) -> list[str]:
-    """Our paths of the weights of a part."""
-    return [e.path for e in entries(formats.ours.FORMAT.table, part, contents.encoder, contents.head)]
+    known = with_pretraining(contents.encoder, contents.head)
+    return {part for part, paths in known.items() if weights.keys() & paths.keys()}
 
 
 def read_back(folder: Path, name: Path, target: Format, contents: Contents, weights: Weights, every_bit: bool) -> Match:
@@ -254,7 +321,7 @@ def read_back(folder: Path, name: Path, target: Format, contents: Contents, weig
     """
     found, again = formats.read(folder)
     matched = formats.match(folder, found, again)
-    fields = ("encoder", "text", "vocabulary", "head", "data")
+    fields = ("encoder", "text", "vocabulary", "head", "data", "windows", "notes")
     differing = [field for field in fields if getattr(matched.contents, field) != getattr(contents, field)]
     differing += sorted(weights.keys() ^ matched.rows.keys())
     if every_bit and not differing:

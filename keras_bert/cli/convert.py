@@ -13,7 +13,7 @@ def define() -> Flags:
     flags.require("output_dir", "Directory to write; must be absent or empty.")
     flags.require("to_format", f"Format to write: {', '.join(names)}.")
     flags.add("from_format", "", "Format of --input_dir; default: found out.", ("", *names))
-    flags.add("verify", False, "Read back what was written and compare every bit before it takes its name.")
+    flags.add("verify", False, "Read back what was written, compare every bit and load it before it takes its name.")
     flags.add(
         "activation",
         "",

@@ -24,6 +24,11 @@ class Positions(keras.layers.Layer):
         super().__init__(**kwargs)
         self.config = config
 
+    @classmethod
+    def weight_shapes(cls, config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+        """The shapes of its weights by name; what a checkpoint holds of it."""
+        return {}
+
     @property
     def of_pairs(self) -> bool:
         """Do scores or values depend on where both tokens of a pair are? Keys that are kept do not know where."""
@@ -49,10 +54,14 @@ class Positions(keras.layers.Layer):
 class Absolute(Positions):
     """A learned row per position, added to the embeddings (Devlin et al. 2019)."""
 
+    @classmethod
+    def weight_shapes(cls, config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+        return {"embeddings": (config.max_positions, config.hidden_dim)}
+
     def build(self, input_shape: Any = None) -> None:
         self.table = self.add_weight(
             name="embeddings",
-            shape=(self.config.max_positions, self.config.hidden_dim),
+            shape=self.weight_shapes(self.config)["embeddings"],
             initializer=keras.initializers.TruncatedNormal(stddev=self.config.initializer_range),
             autocast=False,
         )

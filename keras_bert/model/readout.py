@@ -32,12 +32,14 @@ class Layers:
         taps: those that it needs.
         least: layers that the encoder must have.
         factor: E is this times D.
+        mixed: `join` gives all layers, and `LayerMix` makes one of them.
     """
 
     join: Callable[[dict[str, Any]], Tensor]
     taps: tuple[str, ...] = ("layers",)
     least: int = 1
     factor: int = 1
+    mixed: bool = False
 
 
 LAYERS: dict[str, Layers] = {
@@ -46,7 +48,9 @@ LAYERS: dict[str, Layers] = {
     "first_last": Layers(lambda taps: 0.5 * (taps["layers"][0] + taps["layers"][-1])),
     "last4_sum": Layers(lambda taps: sum(taps["layers"][-3:], taps["layers"][-4]), least=4),
     "last4_concat": Layers(lambda taps: ops.concatenate(taps["layers"][-4:], axis=-1), least=4, factor=4),
-    "mix": Layers(lambda taps: ops.stack([taps["embedded"], *taps["layers"]], axis=2), ("embedded", "layers")),
+    "mix": Layers(
+        lambda taps: ops.stack([taps["embedded"], *taps["layers"]], axis=2), ("embedded", "layers"), mixed=True
+    ),
 }
 """`mix` joins to `[B, T, L + 1, D]`, the embeddings first; `LayerMix` makes one of them."""
 
@@ -91,7 +95,7 @@ class Readout(keras.layers.Layer):
         self.read_width = self.chosen.factor * encoder.hidden_dim
         self.width = 2 * lstm or self.read_width
         policy = self.dtype_policy
-        self.mix = LayerMix(encoder.num_layers + 1, name="mix", dtype=policy) if layers == "mix" else None
+        self.mix = LayerMix(encoder.num_layers + 1, name="mix", dtype=policy) if self.chosen.mixed else None
         # Not cuDNN's: a graph that was written on a GPU must run where there is none.
         options = {"return_sequences": True, "use_cudnn": False, "name": "lstm", "dtype": policy}
         one = keras.layers.LSTM(lstm, **options) if lstm else None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from keras_bert.config import EncoderConfig, TrainConfig
 from keras_bert.errors import ConfigError
+from keras_bert.model.shapes import count, pooler, shapes
 
 MIB = 2**20
 PROCESS = 820 * MIB
@@ -33,12 +34,7 @@ class Plan:
     @property
     def parameters(self) -> int:
         """Weights of the encoder and its pooler."""
-        e = self.encoder
-        tables = (e.vocab_size + e.max_positions + e.num_segments) * e.hidden_dim
-        attention = 4 * e.hidden_dim * (e.hidden_dim + 1)
-        feed_forward = 2 * e.hidden_dim * e.intermediate_dim + e.intermediate_dim + e.hidden_dim
-        pooler = e.hidden_dim * (e.hidden_dim + 1)
-        return tables + 2 * e.hidden_dim + e.num_layers * (attention + feed_forward + 4 * e.hidden_dim) + pooler
+        return count(shapes(self.encoder)) + count(pooler(self.encoder))
 
     def per_token(self, length: int) -> float:
         """Bytes that training keeps of each token of rows of `length`.

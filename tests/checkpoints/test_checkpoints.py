@@ -15,19 +15,12 @@ from conftest import TINY, WORDS, shared
 from safetensors.numpy import load_file, save_file
 
 from keras_bert.checkpoints import formats
-from keras_bert.checkpoints.checkpoints import (
-    TABLES,
-    UNUSED,
-    Checkpoint,
-    load,
-    open_checkpoint,
-    replacing,
-    save,
-    text_config,
-)
+from keras_bert.checkpoints.checkpoints import UNUSED, Checkpoint, load, open_checkpoint, replacing, save, text_config
+from keras_bert.checkpoints.formats import FORMATS
 from keras_bert.checkpoints.formats.settings import Contents
+from keras_bert.checkpoints.formats.table import entries
 from keras_bert.checkpoints.formats.torch_file import read_torch
-from keras_bert.config import DataConfig, HeadConfig, TextConfig
+from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig
 from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.files import sha256, write_atomic
 from keras_bert.tasks.network import Network
@@ -104,6 +97,23 @@ def test_hugging_face():
     np.testing.assert_array_equal(got["encoder/norm/gamma"], stored["embeddings.LayerNorm.weight"])
 
 
+def tf1_names(encoder):
+    """Names of google-research/bert for an encoder and its pooler, written out by hand."""
+    block = "attention/self/query", "attention/self/key", "attention/self/value"
+    dense = *block, "attention/output/dense", "intermediate/dense", "output/dense"
+    layers = [f"encoder/layer_{i}/{name}" for i in range(encoder.num_layers) for name in dense] + ["pooler/dense"]
+    norms = [
+        f"encoder/layer_{i}/{name}/LayerNorm"
+        for i in range(encoder.num_layers)
+        for name in ("output", "attention/output")
+    ]
+    return {
+        *(f"embeddings/{name}_embeddings" for name in ("word", "position", "token_type")),
+        *(f"{layer}/{name}" for layer in layers for name in ("kernel", "bias")),
+        *(f"{layer}/{name}" for layer in [*norms, "embeddings/LayerNorm"] for name in ("gamma", "beta")),
+    }
+
+
 def test_google_research_bert(toy):
     reader = tf.train.load_checkpoint(str(toy / "bert_model.ckpt"))
     names = set(reader.get_variable_to_shape_map())
@@ -113,11 +123,7 @@ def test_google_research_bert(toy):
     assert found.text.do_lower_case
     assert report.new == NEW
     assert set(report.filled) == {w.path for w in network.weights} - set(NEW)
-    used = {
-        "bert/" + theirs.replace("{i}", str(i))
-        for ours, theirs, _ in TABLES["tf1"]
-        for i in range(found.encoder.num_layers if "{i}" in ours else 1)
-    }
+    used = {f"bert/{name}" for name in tf1_names(found.encoder)}
     unused = {name if name in names else f"bert/{name}" for name in report.unused}
     assert used | unused == names
     assert not used & unused
@@ -141,7 +147,9 @@ def test_names_of_a_published_model_are_all_known():
     """BERT-Base Chinese as Google published it: of its names none is missing and none is left over."""
     index = shared("checkpoints/index_only/chinese_L-12_H-768_A-12/bert_model.ckpt.index")
     names = {name.removeprefix("bert/") for name, _ in tf.train.list_variables(str(index.with_suffix("")))}
-    used = {row[1].replace("{i}", str(i)) for row in TABLES["tf1"] for i in range(12)}
+    encoder = EncoderConfig(num_layers=12)
+    used = {e.name for part in ("encoder", "pooler") for e in entries(FORMATS["tf1"].table, part, encoder, None)}
+    assert used == tf1_names(encoder)
     assert used <= names
     assert len(used) == 12 * 16 + 7
     assert sorted(name for name in names - used if not re.search(UNUSED["tf1"], name)) == []

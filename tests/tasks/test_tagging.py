@@ -14,7 +14,7 @@ from conftest import TINY, WORDS
 
 from keras_bert.bert import Bert
 from keras_bert.config import HeadConfig, OptimizerConfig, TextConfig, TrainConfig, WindowConfig
-from keras_bert.data.entities import spans_of
+from keras_bert.tags import spans_of
 from keras_bert.tasks import metrics, tagging
 from keras_bert.tasks.network import Network
 from keras_bert.tasks.tag import Tag

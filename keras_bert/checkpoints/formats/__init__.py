@@ -14,9 +14,10 @@ import numpy as np
 from keras_bert.checkpoints.formats import extra, garden, hf, keras_hub, ours, tf1
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import Contents, some
-from keras_bert.checkpoints.formats.table import PARTS, WITHOUT_LOGITS, Entry, Stored, entries
+from keras_bert.checkpoints.formats.table import Entry, Stored, Transform, all_entries, entries
 from keras_bert.config import DataConfig, choose
 from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.model.shapes import Shape, parts, with_pretraining
 
 FORMATS: dict[str, Format] = {f.name: f for f in (ours.FORMAT, tf1.FORMAT, garden.FORMAT, keras_hub.FORMAT, hf.FORMAT)}
 """In the order in which a directory is looked at."""
@@ -82,33 +83,41 @@ def match(path: Path, found: Format, contents: Contents, leave_out: str = "") ->
         leaving = re.compile(leave_out or "$^")
     except re.error as error:
         raise ConfigError(f"{leave_out!r} is not a regular expression ({error})") from error
+    try:
+        parts(contents.encoder, contents.head)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     stored = found.tensors(path, names_of(found, contents))
     contents = dataclasses.replace(contents, head=found.head(contents, stored))
     beside = {} if found is ours.FORMAT else extra.tensors(path)
     rows: dict[str, tuple[Entry, Stored]] = {}
     listed = [(value.key, "left out as asked") for name, value in stored.items() if leaving.fullmatch(name)]
     rest = {name: value for name, value in stored.items() if not leaving.fullmatch(name)}
+    logits = {entry.name for entry in entries(found.table, "logits", contents.encoder, contents.head)}
+    if logits & stored.keys() and not logits & rest.keys():
+        contents = dataclasses.replace(contents, head=None, data=None)  # its weights were left out as asked
+    required = parts(contents.encoder, contents.head)
     unfilled: list[str] = []
-    for part in PARTS:
+    for part, weights in with_pretraining(contents.encoder, contents.head).items():
         wanted, source = _where(part, found, contents, rest, beside)
+        if part in contents.absent:
+            listed += [(entry.name, f"zeros of a {part} that the model does not have") for entry in wanted]
+            for entry in wanted:
+                source.pop(entry.name, None)
+            wanted = []
+        if part in required and not wanted and weights:
+            unfilled.append(f"{next(iter(weights))} (of the {_owner(part, contents)} that the settings name)")
         for entry in wanted:
             value = source.pop(entry.name, None)
-            if part in contents.absent:
-                listed.append((entry.name, f"zeros of a {part} that the model does not have"))
-            elif value is None or (reason := _misfit(entry, value)):
+            if value is None or (reason := _misfit(entry, value)):
                 unfilled.append(f"{entry.path} ({entry.name if value is None else reason})")
             else:
                 rows[entry.path] = (entry, value)
-    head = contents.head
-    has_logits = any(path_.startswith("head/logits/") for path_ in (*rows, *unfilled))
-    if head is not None and head.task not in WITHOUT_LOGITS and not has_logits:
-        if any(entry.name in stored for entry in entries(found.table, "logits", contents.encoder, head)):
-            contents = dataclasses.replace(contents, head=None, data=None)  # its weights were left out as asked
-        else:
-            unfilled.append(f"head/logits/kernel (of the head for {head.task} that the settings name)")
     copies = {name: (path_, rest.pop(name)) for name, path_ in found.copies.items() if name in rest and path_ in rows}
     listed += [(v.key, "no weights of the model") for name, v in rest.items() if re.fullmatch(found.ignored, name)]
     no_place = sorted(name for name in (*rest, *beside) if not re.fullmatch(found.ignored, name))
+    if no_place and contents.strange_head:
+        raise CheckpointError(f"{path}: {contents.strange_head}")
     if unfilled or no_place:
         raise CheckpointError(f"{path}: does not fit: {'; '.join(_both_lists(unfilled, no_place))}")
     if contents.head is not None and contents.data is None:
@@ -116,17 +125,30 @@ def match(path: Path, found: Format, contents: Contents, leave_out: str = "") ->
     return Match(found, contents, rows, listed, copies)
 
 
+def _owner(part: str, contents: Contents) -> str:
+    return part if contents.head is None or part == "encoder" else f"head for {contents.head.task}"
+
+
 def _where(
     part: str, found: Format, contents: Contents, stored: dict[str, Stored], beside: dict[str, Stored]
 ) -> tuple[list[Entry], dict[str, Stored]]:
     """The weights of a part that the model has, and the tensors they are among: the format's, or ours beside them."""
-    if part == "logits" and contents.head is None:
-        return [], {}
     own = list(entries(ours.FORMAT.table, part, contents.encoder, contents.head))
     if any(entry.name in beside for entry in own):
         return own, beside
     theirs = list(entries(found.table, part, contents.encoder, contents.head))
+    if part == "logits" and contents.logit_order:
+        theirs = [dataclasses.replace(e, transform=_reordered(e.transform, contents.logit_order)) for e in theirs]
     return (theirs if part == "encoder" or any(entry.name in stored for entry in theirs) else []), stored
+
+
+def _reordered(transform: Transform, order: tuple[int, ...]) -> Transform:
+    """From their order of logits to ours."""
+
+    def step(x: np.ndarray, shape: Shape) -> np.ndarray:
+        return transform(x, shape)[..., list(order)]
+
+    return dataclasses.replace(transform, name=f"{transform.name}, tags in our order", step=step)
 
 
 def _misfit(entry: Entry, value: Stored) -> str:
@@ -140,7 +162,7 @@ def _misfit(entry: Entry, value: Stored) -> str:
 
 def names_of(found: Format, contents: Contents) -> list[str]:
     """All names that a format has for the weights of such a model."""
-    return [entry.name for part in PARTS for entry in entries(found.table, part, contents.encoder, contents.head)]
+    return [entry.name for entry in all_entries(found.table, contents.encoder, contents.head)]
 
 
 def _both_lists(unfilled: list[str], no_place: list[str]) -> Iterable[str]:

@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from keras_bert.checkpoints.formats.settings import some
-from keras_bert.checkpoints.formats.table import Shape, Stored
+from keras_bert.checkpoints.formats.table import Stored
 from keras_bert.errors import CheckpointError
+from keras_bert.model.shapes import Shape
 
 WEIGHTS_FILE = "model.safetensors"
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"

@@ -13,14 +13,15 @@ import numpy as np
 
 from keras_bert.checkpoints.formats.containers import read_safetensors, write_safetensors
 from keras_bert.checkpoints.formats.settings import Contents, build, objects, read_json, write_json
-from keras_bert.checkpoints.formats.table import PARTS, Stored
-from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, to_dict
+from keras_bert.checkpoints.formats.table import Stored
+from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, WindowConfig, to_dict
 from keras_bert.errors import CheckpointError
+from keras_bert.model.shapes import PARTS
 
 EXTRA_FILE, EXTRA_WEIGHTS_FILE = "keras_bert_extra.json", "keras_bert_extra.safetensors"
 SCHEMA = 1
 FIELDS: dict[str, Any] = {"encoder": EncoderConfig, "text": TextConfig}
-WHOLE: dict[str, Any] = {"head": HeadConfig, "data": DataConfig}
+WHOLE: dict[str, Any] = {"head": HeadConfig, "data": DataConfig, "windows": WindowConfig}
 
 
 def unsaid(wanted: Contents, said: Contents) -> dict[str, Any]:

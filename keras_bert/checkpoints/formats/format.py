@@ -29,7 +29,7 @@ class Format:
         name: as flags and reports have it.
         mark: the file that tells a directory of this format.
         is_here: does a directory hold it?
-        table: rows of each part that it can store.
+        table: the name and transform of each weight that it can store.
         read: a directory -> what it says beside the weights.
         tensors: `(directory, names looked for)` -> its tensors, under the names of the table where it has them.
         write: `(directory, contents, weights under our paths)`; the directory is there and empty.

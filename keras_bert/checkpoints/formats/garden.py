@@ -14,7 +14,7 @@ import numpy as np
 from keras_bert.checkpoints.formats.containers import Bundle, Objects, find_bundle, is_object_based, write_objects
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import Contents, checked
-from keras_bert.checkpoints.formats.table import BLOCK, SPLIT_HEADS, Stored, rows, to_theirs
+from keras_bert.checkpoints.formats.table import BLOCK, SPLIT_HEADS, Names, Stored, to_theirs
 from keras_bert.checkpoints.formats.tf1 import CONFIG_FILE, FILES, FIXED, PREFIX, read_settings, write_settings
 from keras_bert.errors import CheckpointError
 
@@ -22,7 +22,7 @@ POOLER, OWN_POOLER = "encoder/_pooler_layer", "next_sentence.pooler_dense"
 
 
 _BLOCK = "encoder/_transformer_layers/{i}"
-TABLE = rows(
+TABLE = Names(
     {
         "encoder/tokens": "encoder/_embedding_layer",
         "encoder/positions": "encoder/_position_embedding_layer",
@@ -139,7 +139,7 @@ FORMAT = Format(
     ignored=r"(save_counter|global_step|step|optimizer)/.*|_CHECKPOINTABLE_OBJECT_GRAPH|.*/\.OPTIMIZER_SLOT/.*"
     r"|.* \(not the pooler of the head\)",
     files=FILES,
-    holds=lambda _, parts: parts & set(TABLE),
+    holds=lambda _, parts: parts & {"encoder", "pooler", "masked_lm", "next_sentence"},
     needs=frozenset({"pooler"}),
     fixed=FIXED,
 )

@@ -19,15 +19,17 @@ from keras_bert.checkpoints.formats.settings import (
     is_cased,
     read_encoder,
     read_json,
+    some,
     text_config,
     write_json,
     write_vocabulary,
 )
-from keras_bert.checkpoints.formats.table import ORIGINAL, Stored, Transform, rows, same, to_theirs, transpose
+from keras_bert.checkpoints.formats.table import ORIGINAL, Names, Stored, Transform, same, to_theirs, transpose
 from keras_bert.checkpoints.formats.torch_file import read_torch
 from keras_bert.config import HeadConfig
 from keras_bert.errors import CheckpointError
 from keras_bert.rules import Rules
+from keras_bert.tags import tags_of, types_of
 
 CONFIG_FILE, TOKENIZER_FILE, TORCH_FILE = "config.json", "tokenizer_config.json", "pytorch_model.bin"
 GELU, FLAVOUR = "gelu", "hf"
@@ -44,9 +46,15 @@ TOKENIZER_ONLY: dict[str, tuple[Any, ...]] = {
 _LAYERS = {ours: theirs.replace("layer_{i}", "layer/{i}").replace("/", ".") for ours, theirs in ORIGINAL.items()}
 _ENDS = {"kernel": ".weight", "bias": ".bias", "gamma": ".weight", "beta": ".bias", "embeddings": ".weight"}
 _TURNED: Rules[Transform] = ((r"/kernel$", transpose), (r".*", same))
-TABLE = rows(_LAYERS | {"head/next_sentence": "cls.seq_relationship", "head/logits": "classifier"}, _ENDS, _TURNED)
-TABLE["span"] = rows({"head/logits": "qa_outputs"}, _ENDS, _TURNED)["logits"]
-TABLE["masked_lm"].append(("head/masked_lm/bias", "cls.predictions.bias", same))
+TABLE = Names(
+    _LAYERS | {"head/next_sentence": "cls.seq_relationship", "head/logits": "classifier"},
+    _ENDS,
+    _TURNED,
+    others={"head/masked_lm/bias": ("cls.predictions.bias", same)},
+    tasks={
+        "span": {"head/logits/kernel": ("qa_outputs.weight", transpose), "head/logits/bias": ("qa_outputs.bias", same)}
+    },
+)
 
 ARCHITECTURES = {
     "classify": "BertForSequenceClassification",
@@ -79,7 +87,7 @@ def read(path: Path) -> Contents:
     encoder, raw, rest, unknown = read_encoder(file, GELU)
     vocabulary = find_vocabulary(path)
     lower, tokenizer = _tokenizer(path, vocabulary)
-    head = _head(raw, file, encoder.hidden_dropout)
+    head, order, strange = _head(raw, file, encoder.hidden_dropout)
     for key in (*ANEW, *OF_THE_HEAD) if head else ANEW:
         rest.pop(key, None)
     kept = {name: keys for name, keys in ((CONFIG_FILE, rest), (TOKENIZER_FILE, tokenizer)) if keys}
@@ -90,6 +98,8 @@ def read(path: Path) -> Contents:
         head,
         origins={"hf": kept} if kept else {},
         unknown=unknown,
+        logit_order=order,
+        strange_head=strange,
     )
     return checked(path, contents)
 
@@ -134,13 +144,17 @@ def _lower_case_of_json(file: Path) -> bool | None:
     return None
 
 
-def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> HeadConfig | None:
-    """The head that the file names, with its labels; None where it names none of ours."""
+def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> tuple[HeadConfig | None, tuple[int, ...], str]:
+    """The head that the file names, with its labels; None where it names none of ours.
+
+    Returns:
+        The head, the order of its logits, and why there is none; see `Contents`.
+    """
     names = raw.get("architectures")
     name = names[0] if isinstance(names, list) and names else ""
     tasks = [task for task, architecture in ARCHITECTURES.items() if architecture == name]
     if not tasks:
-        return None
+        return None, (), ""
     table = raw.get("id2label")
     count = raw.get("num_labels", raw.get("_num_labels", 2))
     if table is None and type(count) is int and 0 < count < 2**20:
@@ -160,13 +174,21 @@ def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> HeadConfig | No
         task = "regress" if len(labels) == 1 else "classify"
     if task == "regress" and len(labels) != 1:
         raise CheckpointError(f"{file}: problem_type regression with {len(labels)} labels; only one is supported")
+    order: tuple[int, ...] = ()
+    if task == "tag":
+        types, order = types_of(labels)
+        if not types:
+            wanted = "O with a B-TYPE and an I-TYPE for each type, which a head for tag needs"
+            reason = f"{file.name}: labels {some(labels, 5)} are not {wanted}"
+            return None, (), f"{reason}; --drop='classifier.*' leaves the head out"
+        labels = types
     rate = raw.get("classifier_dropout")
     values = {
         "task": task,
         "labels": labels if task in ("classify", "multilabel", "tag") else (),
         "dropout": dropout if rate is None else rate,
     }
-    return build(HeadConfig, values, file)
+    return build(HeadConfig, values, file), order, ""
 
 
 def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
@@ -218,7 +240,8 @@ def _config(contents: Contents, weights: Mapping[str, np.ndarray]) -> dict[str, 
         "position_embedding_type": "absolute",
     }
     if head is not None and head.task in ARCHITECTURES:
-        labels = head.labels or tuple(f"LABEL_{i}" for i in range(2 if head.task == "span" else 1))
+        labels = tags_of(head.labels) if head.task == "tag" else head.labels
+        labels = labels or tuple(f"LABEL_{i}" for i in range(2 if head.task == "span" else 1))
         config |= {
             "id2label": {str(i): label for i, label in enumerate(labels)},
             "label2id": {label: i for i, label in enumerate(labels)},

@@ -24,7 +24,7 @@ from keras_bert.checkpoints.formats.settings import (
     write_json,
 )
 from keras_bert.checkpoints.formats.settings import write_vocabulary as write_pieces
-from keras_bert.checkpoints.formats.table import BLOCK, SPLIT_HEADS, Stored, rows, same, to_theirs
+from keras_bert.checkpoints.formats.table import BLOCK, SPLIT_HEADS, Names, Stored, same, to_theirs
 from keras_bert.config import EncoderConfig, HeadConfig
 from keras_bert.errors import CheckpointError
 from keras_bert.text.vocabulary import read_vocabulary
@@ -56,7 +56,7 @@ TASKS = {"BertTextClassifier": "logits", "BertMaskedLM": "masked_lm"}
 
 _BLOCK, _HEAD = "layers/transformer_encoder{_i}", "task/layers/masked_lm_head"
 _ATTENTION = f"{_BLOCK}/_self_attention_layer"
-TABLE = rows(
+TABLE = Names(
     {
         "encoder/tokens": "layers/reversible_embedding",
         "encoder/positions": "layers/position_embedding",
@@ -77,8 +77,8 @@ TABLE = rows(
     },
     {"kernel": "/vars/0", "bias": "/vars/1", "gamma": "/vars/0", "beta": "/vars/1", "embeddings": "/vars/0"},
     SPLIT_HEADS,
+    {"head/masked_lm/bias": (f"{_HEAD}/vars/0", same)},
 )
-TABLE["masked_lm"].append(("head/masked_lm/bias", f"{_HEAD}/vars/0", same))
 """Names that begin with `task/` are in `task.weights.h5`, the others in `model.weights.h5`."""
 
 

@@ -18,7 +18,7 @@ from keras_bert.checkpoints.formats.settings import (
     write_json,
     write_vocabulary,
 )
-from keras_bert.checkpoints.formats.table import PARTS, Stored, same, to_theirs
+from keras_bert.checkpoints.formats.table import Stored, same, to_theirs
 from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, WindowConfig, to_dict
 from keras_bert.errors import CheckpointError
 from keras_bert.text.vocabulary import read_vocabulary
@@ -87,7 +87,7 @@ FORMAT = Format(
     name="keras_bert",
     mark=CONFIG_FILE,
     is_here=lambda path: (path / CONFIG_FILE).exists(),
-    table={part: [(ours, ours, same) for ours in shapes] for part, shapes in PARTS.items()},
+    table=lambda path, _: (path, same),
     read=read,
     tensors=tensors,
     write=write,

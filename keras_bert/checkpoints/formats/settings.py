@@ -77,6 +77,8 @@ class Contents:
         origins: format -> file -> the keys found there that we have no use for, written back for that format.
         unknown: keys, as "file: key", of which nobody can say whether they change the arithmetic.
         absent: parts of the model that the files hold only because the format must have them.
+        logit_order: for each of our logits the number of it in the files; empty where the order is the same.
+        strange_head: why the head that the files name cannot be ours; empty where they name none.
         remarks: lines for a report.
     """
 
@@ -90,6 +92,8 @@ class Contents:
     origins: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    logit_order: tuple[int, ...] = ()
+    strange_head: str = ""
     remarks: tuple[str, ...] = ()
 
     def origin(self, name: str, file: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from keras_bert.checkpoints.formats.settings import (
     write_json,
     write_vocabulary,
 )
-from keras_bert.checkpoints.formats.table import ORIGINAL, Row, Stored, rows, same, to_theirs, transpose
+from keras_bert.checkpoints.formats.table import ORIGINAL, Named, Names, Stored, same, to_theirs, transpose
 from keras_bert.config import HeadConfig
 
 CONFIG_FILE, PREFIX = "bert_config.json", "bert_model.ckpt"
@@ -31,23 +31,21 @@ UNSAID = ("layer_norm_eps", "pad_token_id")
 """Keys that the original's `BertConfig` does not have."""
 
 
-def classifier(name: str) -> list[Row]:
-    """A head as the original's `run_classifier.py` and `run_squad.py` make it."""
-    return [
-        ("head/logits/kernel", f"{name}output_weights", transpose),
-        ("head/logits/bias", f"{name}output_bias", same),
-    ]
+def output(path: str, name: str) -> dict[str, Named]:
+    """A last layer as the original's scripts make it."""
+    return {f"{path}/kernel": (f"{name}output_weights", transpose), f"{path}/bias": (f"{name}output_bias", same)}
 
 
-TABLE = rows(ORIGINAL, {name: f"/{name}" for name in ("kernel", "bias", "gamma", "beta")} | {"embeddings": ""}) | {
-    "next_sentence": [
-        ("head/next_sentence/kernel", "cls/seq_relationship/output_weights", transpose),
-        ("head/next_sentence/bias", "cls/seq_relationship/output_bias", same),
-    ],
-    "logits": classifier(""),
-    "span": classifier("cls/squad/"),
-}
-TABLE["masked_lm"].append(("head/masked_lm/bias", "cls/predictions/output_bias", same))
+TABLE = Names(
+    ORIGINAL,
+    {name: f"/{name}" for name in ("kernel", "bias", "gamma", "beta")} | {"embeddings": ""},
+    others={
+        "head/masked_lm/bias": ("cls/predictions/output_bias", same),
+        **output("head/next_sentence", "cls/seq_relationship/"),
+        **output("head/logits", ""),
+    },
+    tasks={"span": output("head/logits", "cls/squad/")},
+)
 
 
 def read_settings(path: Path, name: str) -> Contents:

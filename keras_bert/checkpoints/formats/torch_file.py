@@ -16,8 +16,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from keras_bert.checkpoints.formats.table import Shape, Stored
+from keras_bert.checkpoints.formats.table import Stored
 from keras_bert.errors import CheckpointError
+from keras_bert.model.shapes import Shape
 
 PICKLE_BYTES = 32 * 1024 * 1024
 STORAGES: dict[str, Any] = {

@@ -1,0 +1,194 @@
+"""The weights of a network by path, as checkpoints name them, and their shapes; no layer is built.
+
+One function for each kind of layer, `encoder_weights` for what is below every head, and one row in `HEADS` for each
+task. Positions and choices of layers say their weights themselves (`Positions.weight_shapes`, `readout.Layers`).
+`tests/test_shapes.py` compares all of it with networks that were really built.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+from keras_bert.config import EncoderConfig, HeadConfig, choose
+
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+Parts = dict[str, Shapes]
+"""Part -> its weights. A checkpoint holds a part as a whole or not at all."""
+
+PARTS = ("encoder", "pooler", "masked_lm", "next_sentence", "readout", "logits")
+
+
+# === Layers ===
+
+
+def dense(path: str, inputs: int, units: int) -> Shapes:
+    """A dense layer."""
+    return {f"{path}/kernel": (inputs, units), f"{path}/bias": (units,)}
+
+
+def norm(path: str, width: int) -> Shapes:
+    """A layer norm."""
+    return {f"{path}/gamma": (width,), f"{path}/beta": (width,)}
+
+
+def lstm(path: str, inputs: int, units: int) -> Shapes:
+    """One direction of a Keras LSTM, whose four gates share each matrix."""
+    cell = f"{path}/lstm_cell"
+    return {
+        f"{cell}/kernel": (inputs, 4 * units),
+        f"{cell}/recurrent_kernel": (units, 4 * units),
+        f"{cell}/bias": (4 * units,),
+    }
+
+
+def attention(path: str, config: EncoderConfig) -> Shapes:
+    """Query, key, value and output of all attention heads."""
+    width = config.hidden_dim
+    return {
+        k: v for name in ("query", "key", "value", "output") for k, v in dense(f"{path}/{name}", width, width).items()
+    }
+
+
+def feed_forward(path: str, config: EncoderConfig) -> Shapes:
+    """The two dense layers of a block."""
+    return dense(f"{path}/inner", config.hidden_dim, config.intermediate_dim) | dense(
+        f"{path}/outer", config.intermediate_dim, config.hidden_dim
+    )
+
+
+def block(path: str, config: EncoderConfig) -> Shapes:
+    """One layer of the encoder."""
+    return {
+        **attention(f"{path}/attention", config),
+        **norm(f"{path}/attention_norm", config.hidden_dim),
+        **feed_forward(f"{path}/feed_forward", config),
+        **norm(f"{path}/feed_forward_norm", config.hidden_dim),
+    }
+
+
+def positions(path: str, config: EncoderConfig) -> Shapes:
+    """What the kind of positions adds."""
+    from keras_bert.model.positions import POSITIONS  # brings Keras, which opening a checkpoint does not need
+
+    kind = choose(POSITIONS, config.positions, "kind of positions")
+    return {f"{path}/{name}": shape for name, shape in kind.weight_shapes(config).items()}
+
+
+def encoder_weights(config: EncoderConfig) -> Shapes:
+    """The whole encoder."""
+    shapes = {
+        "encoder/tokens/embeddings": (config.vocab_size, config.hidden_dim),
+        "encoder/segments/embeddings": (config.num_segments, config.hidden_dim),
+        **positions("encoder/positions", config),
+        **norm("encoder/norm", config.hidden_dim),
+    }
+    for i in range(config.num_layers):
+        shapes |= block(f"encoder/block_{i}", config)
+    return shapes
+
+
+# === Heads ===
+
+
+def pooler(config: EncoderConfig) -> Shapes:
+    """The pretrained pooler."""
+    return dense("head/pooler/dense", config.hidden_dim, config.hidden_dim)
+
+
+def masked_lm(config: EncoderConfig) -> Shapes:
+    """The masked language model; its last product is with the token table, so it adds a bias only."""
+    width = config.hidden_dim
+    transform = dense("head/masked_lm/transform", width, width) | norm("head/masked_lm/norm", width)
+    return transform | {"head/masked_lm/bias": (config.vocab_size,)}
+
+
+def pretraining(config: EncoderConfig) -> Parts:
+    """What pretraining with two kinds of sentence pairs adds to the encoder."""
+    return {
+        "pooler": pooler(config),
+        "masked_lm": masked_lm(config),
+        "next_sentence": dense("head/next_sentence", config.hidden_dim, 2),
+    }
+
+
+def readout(config: EncoderConfig, head: HeadConfig) -> tuple[Shapes, int]:
+    """What reading the encoder's layers adds, and the width of the vectors that are read."""
+    from keras_bert.model.readout import LAYERS
+
+    layers = choose(LAYERS, head.layers, "choice of layers")
+    shapes: Shapes = {}
+    width = layers.factor * config.hidden_dim
+    if layers.mixed:
+        shapes |= {"head/readout/mix/beta": (config.num_layers + 1,), "head/readout/mix/gamma": (1,)}
+    if head.head_lstm:
+        for direction in ("forward_lstm", "backward_lstm"):
+            shapes |= lstm(f"head/readout/lstm/{direction}", width, head.head_lstm)
+        width = 2 * head.head_lstm
+    return shapes, width
+
+
+def vectors(config: EncoderConfig, head: HeadConfig) -> Parts:
+    """A head that answers with the vectors that it reads."""
+    shapes, _ = readout(config, head)
+    return {"readout": shapes} if shapes else {}
+
+
+def tokens(config: EncoderConfig, head: HeadConfig, num_logits: int) -> Parts:
+    """A head with logits for each token."""
+    _, width = readout(config, head)
+    return vectors(config, head) | {"logits": dense("head/logits", width, num_logits)}
+
+
+def sentence(config: EncoderConfig, head: HeadConfig, num_logits: int) -> Parts:
+    """A head with logits for a whole text: over the pooler, unless it pools other layers or in another way."""
+    pooled = not head.pooling and head.layers == "last" and not head.head_lstm
+    parts: Parts = {"pooler": pooler(config)} if pooled else {}
+    return parts | tokens(config, head, num_logits)
+
+
+def words(config: EncoderConfig, head: HeadConfig) -> Parts:
+    """A head with logits over the vocabulary."""
+    return {"masked_lm": masked_lm(config)}
+
+
+HEADS: dict[str, Callable[[EncoderConfig, HeadConfig], Parts]] = {
+    "classify": lambda config, head: sentence(config, head, len(head.labels)),
+    "multilabel": lambda config, head: sentence(config, head, len(head.labels)),
+    "regress": lambda config, head: sentence(config, head, 1),
+    "choice": lambda config, head: sentence(config, head, 1),
+    "tag": lambda config, head: tokens(config, head, 1 + 2 * len(head.labels)),
+    "span": lambda config, head: tokens(config, head, 2),
+    "similarity": vectors,
+    "embed": vectors,
+    "fill_mask": words,
+    "generate": words,
+}
+
+
+# === Models ===
+
+
+def parts(encoder: EncoderConfig, head: HeadConfig | None = None) -> Parts:
+    """The weights of a model by part, each of which it must have; without a head the encoder alone.
+
+    Raises:
+        ConfigError: no such kind of positions, choice of layers or task.
+    """
+    of_head = {} if head is None else choose(HEADS, head.task, "task")(encoder, head)
+    return {"encoder": encoder_weights(encoder), **of_head}
+
+
+def with_pretraining(encoder: EncoderConfig, head: HeadConfig | None = None) -> Parts:
+    """`parts`, and those of pretraining, which a checkpoint may hold too; in the order of `PARTS`."""
+    known = pretraining(encoder) | parts(encoder, head)
+    return {part: known[part] for part in PARTS if part in known}
+
+
+def shapes(encoder: EncoderConfig, head: HeadConfig | None = None) -> Shapes:
+    """Path -> shape of every weight of a network."""
+    return {path: shape for part in parts(encoder, head).values() for path, shape in part.items()}
+
+
+def count(weights: Shapes) -> int:
+    """How many numbers the weights hold."""
+    return sum(map(prod, weights.values()))
