@@ -1,8 +1,7 @@
 """Weights in and out: directories of ours, and of every library that keeps a BERT.
 
-`checkpoints` opens, loads and saves, `hub` finds a name on disk or on a hub, `conversion` writes a checkpoint as
-another library reads it, `formats` knows each library's names and files. A new library is one module in `formats` and
-one row in `formats.FORMATS`. Weights are read, code never.
+`checkpoints` opens, loads and saves, `hub` finds a name on disk or on a hub, `formats` knows each library's names and
+files. A new library is one module in `formats` and one row in `formats.FORMATS`. Weights are read, code never.
 """
 
 from keras_bert.rooms import exported
@@ -12,6 +11,5 @@ __getattr__, __dir__ = exported(
     {
         "checkpoints": "load open_checkpoint save read_model",
         "hub": "resolve",
-        "conversion": "convert",
     },
 )

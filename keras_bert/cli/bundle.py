@@ -16,10 +16,10 @@ from typing import Any
 
 from keras_bert.checkpoints import hub
 from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint
-from keras_bert.checkpoints.conversion import check_target, in_one_piece
 from keras_bert.checkpoints.formats import FORMATS, extra
 from keras_bert.cli.flags import Flags, note
 from keras_bert.config import dumps
+from keras_bert.conversion import check_target, in_one_piece
 from keras_bert.data.tables import find
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.files import sha256

@@ -1,8 +1,8 @@
 """`keras-bert convert`: a checkpoint of one format in, the same checkpoint in another out, or nothing at all."""
 
-from keras_bert.checkpoints.conversion import Changes, convert
 from keras_bert.checkpoints.formats import FORMATS
 from keras_bert.cli.flags import Flags, note
+from keras_bert.conversion import Changes, convert
 
 
 def define() -> Flags:

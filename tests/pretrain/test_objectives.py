@@ -11,7 +11,8 @@ import tensorflow as tf
 from conftest import TINY, WORDS
 from keras import ops
 
-from keras_bert.checkpoints import checkpoints, conversion
+from keras_bert import conversion
+from keras_bert.checkpoints import checkpoints
 from keras_bert.checkpoints.formats import FORMATS
 from keras_bert.config import TARGETS, DataConfig, HeadConfig, MaskingConfig, TextConfig
 from keras_bert.errors import ConfigError

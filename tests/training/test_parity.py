@@ -18,8 +18,8 @@ from conftest import shared
 
 from keras_bert import Bert, OptimizerConfig, TrainConfig
 from keras_bert.checkpoints.checkpoints import load, open_checkpoint
-from keras_bert.checkpoints.conversion import convert
 from keras_bert.config import HeadConfig, TextConfig
+from keras_bert.conversion import convert
 from keras_bert.data.batches import batches_at_random
 from keras_bert.tasks.network import Network
 from keras_bert.text.text import Text

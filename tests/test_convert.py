@@ -18,14 +18,15 @@ from conftest import TINY, WORDS, shared
 from safetensors.numpy import load_file, save_file
 from test_formats import contents, parts_of, weights
 
+from keras_bert import conversion
 from keras_bert.__main__ import main
 from keras_bert.bert import Bert
-from keras_bert.checkpoints import conversion, formats
+from keras_bert.checkpoints import formats
 from keras_bert.checkpoints.checkpoints import load, open_checkpoint, save
-from keras_bert.checkpoints.conversion import Changes, Conversion, convert
 from keras_bert.checkpoints.formats import FORMATS, extra
 from keras_bert.checkpoints.formats.settings import Contents
 from keras_bert.config import SIZES, DataConfig, HeadConfig, TextConfig, WindowConfig
+from keras_bert.conversion import Changes, Conversion, convert
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.model.encoder import Encoder
 from keras_bert.model.layers import TiedLogits
