@@ -119,6 +119,9 @@ class FinetuneConfig:
     reinit_layers: int = flag(
         0, "Top layers, and the pooler, that start anew instead of from the checkpoint (Zhang et al. 2021)."
     )
+    new_head: bool = flag(
+        False, "Start from a run of any task and labels: its encoder and pooler are kept, the head is new."
+    )
     early_stopping_patience: int = flag(0, "End after this many epochs without a better metric; 0 means never.")
     group_by_length: bool = flag(
         False, "Rows of like length in a batch: faster where lengths differ, but a batch is then no random draw."
