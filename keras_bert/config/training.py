@@ -63,7 +63,7 @@ class TrainConfig:
     distribution_strategy: str = flag(
         "auto",
         "Devices to train on; auto: all GPUs of this machine, else the CPU; multi_worker_mirrored reads TF_CONFIG.",
-        ("auto", "one_device", "mirrored", "multi_worker_mirrored", "tpu", "parameter_server"),
+        "keras_bert.training.devices:STRATEGIES",
     )
     num_gpus: int = flag(-1, "GPUs to use; -1 means all. With 0, or none present, the CPU is used.")
     tpu: str = flag("", "Name or address of the TPU, or local; for --distribution_strategy=tpu.")
