@@ -44,10 +44,10 @@ def lstm(path: str, inputs: int, units: int) -> Shapes:
 def attention(path: str, config: EncoderConfig) -> Shapes:
     """Query, key, value and output of all attention heads."""
     width = config.num_heads * config.head_dim
-    shapes = dense(f"{path}/output", width, config.hidden_dim)
+    shapes: Shapes = {}
     for name in ("query", "key", "value"):
         shapes |= dense(f"{path}/{name}", config.hidden_dim, width)
-    return shapes
+    return shapes | dense(f"{path}/output", width, config.hidden_dim)
 
 
 def feed_forward(path: str, config: EncoderConfig) -> Shapes:
