@@ -95,6 +95,7 @@ class Bert:
         head: dict[str, Any] | None = None,
         windows: dict[str, Any] | None = None,
         reinit_layers: int = 0,
+        new_head: bool = False,
         **text: Any,
     ) -> "Bert":
         """A pretrained encoder with a new head for `task`.
@@ -109,17 +110,19 @@ class Bert:
             windows: fields of `WindowConfig`, to read long texts otherwise than the head does by itself.
             reinit_layers: how many of the top layers start anew, and the pooler with them (Zhang et al. 2021,
                 https://arxiv.org/abs/2006.05987).
+            new_head: of a run, take the encoder and the pooler only, whatever it was trained for (two-stage
+                fine-tuning, Phang et al. 2018, https://arxiv.org/abs/1811.01088).
             text: fields of `TextConfig` to take instead of the checkpoint's, such as `max_seq_length=256`; None
                 asks the checkpoint. Its own are 128 tokens (384 for "span") and the case of its tokenizer, or of its
                 vocabulary.
 
         Raises:
-            CheckpointError: the directory has no checkpoint, or it does not fit. A run of ours must have
-                been trained for the same task and labels.
+            CheckpointError: the directory has no checkpoint, or it does not fit. Without `new_head`, a run of ours
+                must have been trained for the same task and labels.
             ConfigError: the labels do not suit the task, or the model has too few positions.
         """
         found, kind = checkpoints.open_checkpoint(path), choose(HEADS, task, "task")
-        if task == "embed":  # the encoder of any run will do
+        if new_head or task == "embed":
             found = dataclasses.replace(found, contents=dataclasses.replace(found.contents, head=None))
         fields: dict[str, Any] = {"task": task, "labels": list(map(str, labels)), "dropout": dropout}
         if task == "fill_mask" and MASK in found.vocabulary:
@@ -128,7 +131,8 @@ class Bert:
         if found.head is not None and (found.head.task, found.head.labels) != (config.task, config.labels):
             raise CheckpointError(
                 f"{path}: was trained for {found.head.task} with labels {list(found.head.labels)}, "
-                f"not for {config.task} with {list(config.labels)}"
+                f"not for {config.task} with {list(config.labels)}; with new_head (--new_head) its encoder gets a new "
+                "head"
             )
         mask = kind.attention_mask or found.encoder.attention_mask
         network = Network(dataclasses.replace(found.encoder, attention_mask=mask), config)
@@ -136,7 +140,8 @@ class Bert:
             text["max_seq_length"] = min(network.head.max_seq_length, found.encoder.max_positions)
         bert = cls(Text(found.vocabulary, checkpoints.text_config(found, text)), network, data)
         bert.windows = from_dict(WindowConfig, to_dict(bert.windows) | (windows or {}))
-        report, fresh = checkpoints.load(bert.network, found), starting_anew(found.encoder, reinit_layers)
+        fresh = starting_anew(found.encoder, reinit_layers)
+        report = checkpoints.load(bert.network, found, NEW_HEAD if new_head else ((".*", False),))
         anew, filled = (tuple(p for p in report.filled if rules.match(fresh, p) == new) for new in (True, False))
         bert.report = dataclasses.replace(report, filled=filled, anew=anew)
         if kind.pretrained and report.new:
@@ -570,6 +575,14 @@ def strings(name: str, values: Sequence[str]) -> list[str]:
         if not isinstance(value, str):
             raise DataError(f"{name}[{i}] is {value!r}, a {type(value).__name__} and not a string")
     return found
+
+
+NEW_HEAD: rules.Rules[bool] = (
+    (r"^head/(pooler|masked_lm)/", False),
+    (r"^head/", True),
+    (".*", False),
+)
+"""Which weights of a run are not read if it gets a new head: those that only its task has."""
 
 
 def starting_anew(encoder: EncoderConfig, layers: int) -> list[tuple[str, bool]]:

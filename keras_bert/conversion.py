@@ -189,7 +189,14 @@ def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Cont
     return dataclasses.replace(contents, encoder=encoder, text=text, remarks=tuple(remarks)), weights
 
 
-USUAL: dict[str, Any] = {"positions": "absolute", "attention_mask": "bidirectional"}
+USUAL: dict[str, Any] = {
+    "positions": "absolute",
+    "attention_mask": "bidirectional",
+    "head_dim": 0,
+    "layer_heads": (),
+    "layer_units": (),
+}
+"""Settings of an encoder that other formats than ours do not have, and the values that stand for theirs."""
 USUAL_OF_HEADS: dict[str, Any] = {"layers": "last", "head_lstm": 0, "pooling": ""}
 
 

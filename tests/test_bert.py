@@ -325,7 +325,10 @@ def test_a_run_can_be_trained_further_for_the_same_labels(saved, bert):
 @pytest.mark.parametrize(
     ("settings", "both"),
     [
-        ({"labels": ["0", "1", "2"]}, r"classify with labels \['0', '1'\], not for classify with \['0', '1', '2'\]"),
+        (
+            {"labels": ["0", "1", "2"]},
+            r"classify with labels \['0', '1'\], not for classify with \['0', '1', '2'\]; with new_head",
+        ),
         ({"labels": ["1", "0"]}, r"classify with labels \['0', '1'\], not for classify with \['1', '0'\]"),
         ({"labels": ["0", "1"], "task": "multilabel"}, r"classify with labels .*, not for multilabel"),
         ({"task": "regress"}, r"classify with labels \['0', '1'\], not for regress with \[\]"),
@@ -334,6 +337,31 @@ def test_a_run_can_be_trained_further_for_the_same_labels(saved, bert):
 def test_a_run_for_other_labels_is_refused_with_both_lists(settings, both, saved):
     with pytest.raises(CheckpointError, match=both):
         Bert.from_checkpoint(saved, **settings)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "kept"),
+    [
+        ("classify", ["yes", "no"], ("encoder/", "head/pooler/")),
+        ("multilabel", ["a", "b", "c"], ("encoder/", "head/pooler/")),
+        ("tag", ["PER"], ("encoder/",)),
+        ("similarity", [], ("encoder/",)),
+    ],
+)
+def test_a_run_of_another_task_starts_with_a_new_head_on_its_encoder(task, labels, kept, saved, bert):
+    second = Bert.from_checkpoint(saved, task=task, labels=labels, new_head=True)
+    assert (second.network.head.config.task, list(second.labels)) == (task, labels)
+    before = {w.path: np.asarray(w) for w in bert.network.weights}
+    for weight in second.network.weights:
+        if "seed_generator" not in weight.path:
+            stays = weight.path.startswith(kept)
+            assert (weight.path in second.report.filled) == stays
+            assert (weight.path in second.report.new) != stays
+            old = before.get(weight.path)
+            same = old is not None and np.array_equal(old, weight)
+            assert same == stays or weight.path.endswith("bias"), weight.path
+    again = Bert.from_checkpoint(saved, labels=["0", "1"], new_head=True)
+    assert again.report.new == ("head/logits/kernel", "head/logits/bias"), "new for the same labels, too"
 
 
 def test_a_checkpoint_without_a_head_cannot_be_loaded_as_a_model(tiny_checkpoint):

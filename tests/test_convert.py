@@ -738,12 +738,18 @@ def test_a_vocabulary_of_another_model(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_encoder_that_others_do_not_have(tmp_path):
-    of = contents(attention_mask="causal")
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"attention_mask": "causal"}, "attention_mask 'causal'"),
+        ({"layer_heads": (2, 1), "head_dim": 8}, r"head_dim 8 and an encoder with layer_heads \(2, 1\)"),
+        ({"layer_units": (5, 32)}, r"layer_units \(5, 32\)"),
+    ],
+)
+def test_an_encoder_that_others_do_not_have(setting, said, tmp_path):
+    of = contents(**setting)
     write(tmp_path / "a", "keras_bert", of, weights(of, "encoder", "pooler"))
-    with pytest.raises(
-        CheckpointError, match=r"hf cannot hold an encoder with attention_mask 'causal'; only keras_bert can$"
-    ):
+    with pytest.raises(CheckpointError, match=rf"hf cannot hold an encoder with {said}; only keras_bert can$"):
         convert(tmp_path / "a", tmp_path / "b", "hf")
     convert(tmp_path / "a", tmp_path / "b", "keras_bert", verify=True)
     assert read(tmp_path / "b")[0].encoder == of.encoder

@@ -9,11 +9,11 @@ import tensorflow as tf
 from conftest import WORDS
 
 from keras_bert.cli.flags import Flags
-from keras_bert.config import OptimizerConfig, TextConfig, WindowConfig, choose, dumps, to_dict
+from keras_bert.config import OptimizerConfig, TextConfig, TrainConfig, WindowConfig, choose, dumps, to_dict
 from keras_bert.errors import ConfigError
 from keras_bert.text import packing
 from keras_bert.text.text import Text
-from keras_bert.training import optimizers
+from keras_bert.training import devices, optimizers
 
 
 def first_half(lengths, room):
@@ -47,6 +47,7 @@ NEW = {
     (WindowConfig, "window_merge"): (packing.MERGES, smallest),
     (OptimizerConfig, "optimizer"): (optimizers.OPTIMIZERS, Descent),
     (OptimizerConfig, "lr_schedule"): (optimizers.DECAYS, root),
+    (TrainConfig, "distribution_strategy"): (devices.STRATEGIES, lambda config: tf.distribute.get_strategy()),
 }
 
 
@@ -81,6 +82,8 @@ def test_an_unknown_name_is_refused_where_it_is_used():
         Text(WORDS, TextConfig(truncation_part="best"))
     with pytest.raises(ConfigError, match="unknown lr_schedule 'steep'; choose one of linear"):
         optimizers.schedule(OptimizerConfig(lr_schedule="steep"), 10)
+    with pytest.raises(ConfigError, match="unknown distribution_strategy 'horovod'; choose one of auto, one_device"):
+        devices.strategy_for(TrainConfig(distribution_strategy="horovod"))
     with pytest.raises(ConfigError, match="unknown way to merge windows 'sum'; choose one of mean, max, first"):
         packing.merge(tf.ones([1, 1]), tf.zeros([1], tf.int32), 1, "sum")
 

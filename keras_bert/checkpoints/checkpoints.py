@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from keras_bert import rules
 from keras_bert.checkpoints import formats, hub
 from keras_bert.checkpoints.formats import FORMATS, extra, ours
 from keras_bert.checkpoints.formats.containers import WEIGHTS_FILE
@@ -120,8 +121,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(folder, found.name, contents)
 
 
-def load(network: Any, checkpoint: Checkpoint) -> Report:
+def load(network: Any, checkpoint: Checkpoint, skip: rules.Rules[bool] = ((".*", False),)) -> Report:
     """Fill the weights of `network` (`network.Network`) from `checkpoint`.
+
+    Args:
+        skip: which weights are not read, by weight path; they count as new.
 
     Returns:
         The report; only weights of the head may be new, and only where the checkpoint has none for them.
@@ -134,6 +138,9 @@ def load(network: Any, checkpoint: Checkpoint) -> Report:
     rows, tensors = _rows(checkpoint, wanted)
     filled, new, problems = {}, [], []
     for path, variable in wanted.items():
+        if rules.match(skip, path):
+            new.append(path)
+            continue
         entry = rows.get(path)
         stored = tensors.pop(entry.name, None) if entry else None
         if entry is None or stored is None:

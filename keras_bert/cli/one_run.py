@@ -93,6 +93,7 @@ def train(
         head={name: getattr(head, name) for name in names_of(HeadConfig)},
         windows=flags.given_of(WindowConfig),
         reinit_layers=setup.finetune.reinit_layers,
+        new_head=setup.finetune.new_head,
         **flags.given_of(TextConfig),
     )
     note(f"{checkpoint.path} ({describe(checkpoint)}): {bert.report}")

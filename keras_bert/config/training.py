@@ -63,7 +63,7 @@ class TrainConfig:
     distribution_strategy: str = flag(
         "auto",
         "Devices to train on; auto: all GPUs of this machine, else the CPU; multi_worker_mirrored reads TF_CONFIG.",
-        ("auto", "one_device", "mirrored", "multi_worker_mirrored", "tpu", "parameter_server"),
+        "keras_bert.training.devices:STRATEGIES",
     )
     num_gpus: int = flag(-1, "GPUs to use; -1 means all. With 0, or none present, the CPU is used.")
     tpu: str = flag("", "Name or address of the TPU, or local; for --distribution_strategy=tpu.")
@@ -118,6 +118,9 @@ class FinetuneConfig:
     label_smoothing: float = flag(0.0, "classify, multilabel: share of a label that goes to all labels alike.")
     reinit_layers: int = flag(
         0, "Top layers, and the pooler, that start anew instead of from the checkpoint (Zhang et al. 2021)."
+    )
+    new_head: bool = flag(
+        False, "Start from a run of any task and labels: its encoder and pooler are kept, the head is new."
     )
     early_stopping_patience: int = flag(0, "End after this many epochs without a better metric; 0 means never.")
     group_by_length: bool = flag(

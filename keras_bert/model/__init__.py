@@ -1,8 +1,9 @@
 """BERT's arithmetic, in `keras.ops` only: it runs on TensorFlow, JAX and PyTorch.
 
-`encoder` is all of BERT, `layers` what stands between it and a head, `readout` which layers and which vector are
-read. A new mask, kind of positions, activation, choice of layers or pooling is one function or class and one row:
-`MASKS` in `masks`, `POSITIONS` in `positions`, `ACTIVATIONS` in `kernels`, `LAYERS` and `POOLINGS` in `readout`.
+`encoder` is all of BERT, `layers` has the pooler and the vocabulary logits, `readout` chooses what a head reads: which
+layers, and which vector for a text. A new mask, kind of positions, activation, choice of layers or pooling is one
+function or class and one row: `MASKS` in `masks`, `POSITIONS` in `positions`, `ACTIVATIONS` in `kernels`, `LAYERS` and
+`POOLINGS` in `readout`.
 """
 
 from keras_bert.rooms import exported

@@ -1,7 +1,6 @@
 """Fast primitives: each has one definition in `keras.ops`, which runs on every backend.
 
-A faster TensorFlow form may stand beside a definition where it measurably wins; it must be equal in value
-and gradient.
+A definition may have a faster TensorFlow form if that measurably wins; values and gradients must be equal.
 """
 
 import math
@@ -15,11 +14,11 @@ from keras_bert.config import choose
 
 Tensor = Any
 MASKED = -1e9
-"""Score of a position that may not be looked at: finite, so that a fully masked row stays finite too."""
+"""Score of a masked position: finite, so that a fully masked row stays finite too."""
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x * Phi(x), exact (Hendrycks & Gimpel 2016). Written so that TensorFlow fuses it into the product."""
+    """x * Phi(x), exact (Hendrycks & Gimpel 2016). TensorFlow fuses this form into the matrix product."""
     return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
 
 
@@ -62,21 +61,21 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, training:
 
 
 def _layer_norm_of_products(x: Tensor, gamma: Any, beta: Any, epsilon: float) -> Tensor:
-    """Rows `[R, D]`: sums are products with a column of equal numbers, and the gradient is written out."""
+    """For rows `[R, D]`: sums are matrix products with a constant column, and the gradient is written out."""
     import tensorflow as tf
 
     @tf.custom_gradient
     def apply(x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
-        wide, share = tf.cast(x, tf.float32), tf.fill([x.shape[-1], 1], 1.0 / x.shape[-1])
-        centred = wide - tf.matmul(wide, share)
-        scale = tf.math.rsqrt(tf.matmul(tf.square(centred), share) + epsilon)
+        wide, mean = tf.cast(x, tf.float32), tf.fill([x.shape[-1], 1], 1.0 / x.shape[-1])
+        centred = wide - tf.matmul(wide, mean)
+        scale = tf.math.rsqrt(tf.matmul(tf.square(centred), mean) + epsilon)
         normal = centred * scale
 
         def gradient(upstream: Tensor) -> tuple[Tensor, ...]:
-            given, row = tf.cast(upstream, tf.float32), tf.ones([1, tf.shape(x)[0]])
-            along, column = given * normal, gamma[:, tf.newaxis] * share
-            slope = given * gamma - tf.matmul(given, column) - normal * tf.matmul(along, column)
-            return tf.cast(slope * scale, x.dtype), tf.matmul(row, along)[0], tf.matmul(row, given)[0]
+            upstream, row = tf.cast(upstream, tf.float32), tf.ones([1, tf.shape(x)[0]])
+            along, column = upstream * normal, gamma[:, tf.newaxis] * mean
+            slope = upstream * gamma - tf.matmul(upstream, column) - normal * tf.matmul(along, column)
+            return tf.cast(slope * scale, x.dtype), tf.matmul(row, along)[0], tf.matmul(row, upstream)[0]
 
         return tf.cast(normal * gamma + beta, x.dtype), gradient
 
@@ -84,20 +83,20 @@ def _layer_norm_of_products(x: Tensor, gamma: Any, beta: Any, epsilon: float) ->
 
 
 LAYER_NORMS: dict[str, Callable[..., Tensor]] = {"tensorflow": _layer_norm_of_products}
-"""Forms that are faster in training, by backend; a graph to be served is better off with plain ops."""
+"""Faster forms in training, by backend; a served graph is faster with plain ops."""
 
 
 # === Heads ===
 
 
 def swap(x: Tensor) -> Tensor:
-    """Tokens and heads change places: `[B, T, N, H]` -> `[B, N, T, H]`, or back."""
+    """Swap the axes of tokens and heads: `[B, T, N, H]` -> `[B, N, T, H]`, or back."""
     form = SWAPS.get(keras.backend.backend())
     return ops.transpose(x, (0, 2, 1, 3)) if form is None else form(x)
 
 
 def _swap_of_bits(x: Tensor) -> Tensor:
-    """TensorFlow sets up a plan to move floats, which may cost more than the moving; it just moves integers."""
+    """For floats TensorFlow sets up a transpose plan, which can cost more than the transpose; integers skip it."""
     import tensorflow as tf
 
     integer, order = {2: tf.uint16, 4: tf.int32}[x.dtype.size], (0, 2, 1, 3)
@@ -105,7 +104,7 @@ def _swap_of_bits(x: Tensor) -> Tensor:
     @tf.custom_gradient
     def apply(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         moved = tf.transpose(tf.bitcast(x, integer), order)
-        # Plain, so that it has a gradient too, and a SavedModel keeps it.
+        # The gradient is plain, so that it has a gradient itself and a SavedModel can store it.
         return tf.bitcast(moved, x.dtype), lambda upstream: tf.transpose(upstream, order)
 
     return apply(x)
@@ -118,27 +117,28 @@ SWAPS: dict[str, Callable[[Tensor], Tensor]] = {"tensorflow": _swap_of_bits}
 # === Padding ===
 
 
-def gather(x: Tensor, places: Tensor, numbers: Tensor) -> Tensor:
-    """The rows of tokens: `[B * T, D]` -> `[R, D]`.
+def gather(x: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+    """Select the rows of tokens: `[B * T, D]` -> `[R, D]`.
 
     Args:
-        places: int32 `[R]`, where each row is.
-        numbers: int32 `[B * T]`, the row of each place, R where there is none.
+        positions: int32 `[R]`, the position of each row.
+        rows: int32 `[B * T]`, the row of each position, R for padding.
     """
-    return _with_gradient(lambda x: _taken(x, places), lambda upstream: _with_zeros(upstream, numbers), x)
+    return _with_gradient(lambda x: _take(x, positions), lambda upstream: _take_or_zero(upstream, rows), x)
 
 
-def spread(x: Tensor, places: Tensor, numbers: Tensor) -> Tensor:
-    """The rows of tokens at their places, zeros elsewhere: `[R, D]` -> `[B * T, D]`; each is the other's gradient."""
-    return _with_gradient(lambda x: _with_zeros(x, numbers), lambda upstream: _taken(upstream, places), x)
+def spread(x: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+    """Put the rows of tokens back, with zeros for padding: `[R, D]` -> `[B * T, D]`; the gradient of `gather`."""
+    return _with_gradient(lambda x: _take_or_zero(x, rows), lambda upstream: _take(upstream, positions), x)
 
 
-def _taken(x: Tensor, places: Tensor) -> Tensor:
-    return ops.take(x, places, axis=0)
+def _take(x: Tensor, indices: Tensor) -> Tensor:
+    return ops.take(x, indices, axis=0)
 
 
-def _with_zeros(x: Tensor, numbers: Tensor) -> Tensor:
-    return _taken(ops.pad(x, ((0, 1), (0, 0))), numbers)
+def _take_or_zero(x: Tensor, indices: Tensor) -> Tensor:
+    """`_take`, where an index past the end gives zeros."""
+    return _take(ops.pad(x, ((0, 1), (0, 0))), indices)
 
 
 def _with_gradient(value: Callable[[Tensor], Tensor], gradient: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -147,14 +147,14 @@ def _with_gradient(value: Callable[[Tensor], Tensor], gradient: Callable[[Tensor
 
 
 def _written_out(value: Callable[[Tensor], Tensor], gradient: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """TensorFlow would find the gradient itself, and add up rows one by one."""
+    """TensorFlow's own gradient of a gather adds up rows one by one."""
     import tensorflow as tf
 
     return tf.custom_gradient(lambda x: (value(x), gradient))(x)
 
 
 GRADIENTS: dict[str, Callable[..., Tensor]] = {"tensorflow": _written_out}
-"""How a gradient that is known is made use of, by backend; others find it themselves."""
+"""How to use a known gradient, by backend; other backends derive it themselves."""
 
 
 # === Softmax ===
@@ -165,7 +165,7 @@ def masked_softmax(scores: Tensor, mask: Tensor, training: bool = False) -> Tens
 
     Args:
         mask: bool, broadcastable to `[B, 1, T, S]`; positions that are False get probability 0. A row
-            without any True gets equal probabilities, never NaN.
+            without any True gets equal probabilities, not NaN.
     """
     form = SOFTMAXES.get(keras.backend.backend()) if training else None
     if form is not None:
@@ -175,7 +175,7 @@ def masked_softmax(scores: Tensor, mask: Tensor, training: bool = False) -> Tens
 
 
 def _softmax_with_gradient(scores: Tensor, mask: Tensor) -> Tensor:
-    """Of the forward pass only the probabilities are kept, in the type of the scores."""
+    """Keeps only the probabilities of the forward pass, in the dtype of the scores."""
     import tensorflow as tf
 
     allowed = tf.cast(mask, tf.float32)
@@ -183,14 +183,14 @@ def _softmax_with_gradient(scores: Tensor, mask: Tensor) -> Tensor:
 
     @tf.custom_gradient
     def apply(scores: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        # A score beside -1e9 is lost to rounding as long as it is below 32, and a large one changes nothing either.
-        found = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32) + low), scores.dtype)
+        # Adding -1e9 swallows scores below 32 by rounding, and larger ones change nothing either.
+        probabilities = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32) + low), scores.dtype)
 
         def gradient(upstream: Tensor) -> Tensor:
-            weighed = upstream * found
-            return (weighed - found * tf.reduce_sum(weighed, axis=-1, keepdims=True)) * kept
+            weighted = upstream * probabilities
+            return (weighted - probabilities * tf.reduce_sum(weighted, axis=-1, keepdims=True)) * kept
 
-        return found, gradient
+        return probabilities, gradient
 
     return apply(scores)
 
@@ -222,17 +222,17 @@ def adam(
 def _adam_in_one_pass(
     variable: Any, moments: tuple[Any, Any], gradient: Tensor, rate: Tensor, betas: tuple[float, float], epsilon: Tensor
 ) -> bool:
-    """One read and one write of each tensor instead of a dozen; False for variables that are spread over devices."""
+    """One read and one write of each tensor instead of a dozen; False for distributed variables."""
     import tensorflow as tf
 
-    places = [v.value if isinstance(v, keras.Variable) else v for v in (variable, *moments)]
-    if not all(type(v).__name__ == "ResourceVariable" for v in places):
+    weight, first, second = (v.value if isinstance(v, keras.Variable) else v for v in (variable, *moments))
+    if not all(type(v).__name__ == "ResourceVariable" for v in (weight, first, second)):
         return False
     tf.raw_ops.ResourceApplyAdam(
-        var=places[0].handle,
-        m=places[1].handle,
-        v=places[2].handle,
-        beta1_power=0.0,  # the corrections are in `rate` and `epsilon` already
+        var=weight.handle,
+        m=first.handle,
+        v=second.handle,
+        beta1_power=0.0,  # `rate` and `epsilon` already hold the bias corrections
         beta2_power=0.0,
         lr=rate,
         beta1=betas[0],
@@ -254,17 +254,17 @@ def dropout(x: Tensor, rate: float, seeds: Any) -> Tensor:
     """Set elements to 0 with probability `rate`; scale the others so that the mean stays (Srivastava et al. 2014).
 
     Args:
-        seeds: a `keras.random.SeedGenerator`, of which one seed is taken, or a seed that was taken from one (TensorFlow
-            only); it alone decides what is dropped.
+        seeds: a `keras.random.SeedGenerator`, which gives one seed, or such a seed (TensorFlow only). The seed alone
+            decides what is dropped.
     """
     form = DROPOUTS.get(keras.backend.backend(), keras.random.dropout)
     return form(x, rate, seed=seeds)
 
 
 def threshold(rate: float) -> tuple[int, int]:
-    """`(k, bits)`: a random integer of so many bits is below k with probability `rate`, to 2 % of the rate.
+    """`(k, bits)`: a random integer of that many bits is below k with probability `rate`, to within 2 %.
 
-    Eight bits where they are near enough (0.1 becomes 26/256), since a draw costs by the byte; else sixteen.
+    Eight bits if they are close enough (0.1 becomes 26/256), since draws cost by the byte; else sixteen.
     """
     k = round(rate * 2**8)
     if 0 < k < 2**8 and abs(k - rate * 2**8) <= 0.02 * k:
@@ -273,7 +273,7 @@ def threshold(rate: float) -> tuple[int, int]:
 
 
 def _dropout_of_bytes(x: Tensor, rate: float, seed: Any) -> Tensor:
-    """A random float for every element costs more than the rest of dropout; a byte does, and is kept as a bool."""
+    """Draws a byte for each element: drawing a float costs more than the rest of dropout. Keeps a bool for each."""
     import tensorflow as tf
 
     k, bits = threshold(rate)

@@ -1,4 +1,4 @@
-"""Layers between the encoder and a head: the pooler, and logits over the vocabulary."""
+"""Layers between the encoder and a head: the pooler, and the logits over the vocabulary."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ Tensor = Any
 
 
 class Pooler(keras.layers.Layer):
-    """Dense with tanh over the first position (Devlin et al. 2019): `[B, T, D]` -> `[B, D]`."""
+    """A dense layer with tanh on the first position (Devlin et al. 2019): `[B, T, D]` -> `[B, D]`."""
 
     def __init__(self, config: EncoderConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -30,8 +30,8 @@ class Pooler(keras.layers.Layer):
 class TiedLogits(keras.layers.Layer):
     """Vocabulary logits of the masked language model, tied to the token table (Press & Wolf 2017).
 
-    Dense, activation and layer norm, then a product with the encoder's own token table and a free bias:
-    vectors `[..., D]` -> logits `[..., V]`. The table stays the encoder's: it is read, never copied.
+    Dense layer, activation and layer norm, then a product with the encoder's token table, and a bias of its own:
+    vectors `[..., D]` -> logits `[..., V]`. The table belongs to the encoder; it is read, not copied.
     """
 
     def __init__(self, config: EncoderConfig, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
-"""How position enters the model: a layer with four hooks, each of which does nothing unless overridden.
+"""How positions enter the model: a layer with four hooks, each of which does nothing unless overridden.
 
-The encoder calls all four; which ones act is the whole difference between kinds of positions.
-A new kind is one class and one row in `POSITIONS`.
+The encoder calls all four; kinds of positions differ only in which hooks they override. A new kind is one class and one
+row in `POSITIONS`.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ class Positions(keras.layers.Layer):
 
     @property
     def of_pairs(self) -> bool:
-        """Do scores or values depend on where both tokens of a pair are? Keys that are kept do not know where."""
+        """Whether scores or values depend on the positions of both tokens of a pair; keys in memory have none."""
         return type(self).scores is not Positions.scores or type(self).values is not Positions.values
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:

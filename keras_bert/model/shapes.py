@@ -43,10 +43,11 @@ def lstm(path: str, inputs: int, units: int) -> Shapes:
 
 def attention(path: str, config: EncoderConfig) -> Shapes:
     """Query, key, value and output of all attention heads."""
-    width = config.hidden_dim
-    return {
-        k: v for name in ("query", "key", "value", "output") for k, v in dense(f"{path}/{name}", width, width).items()
-    }
+    width = config.num_heads * config.head_dim
+    shapes: Shapes = {}
+    for name in ("query", "key", "value"):
+        shapes |= dense(f"{path}/{name}", config.hidden_dim, width)
+    return shapes | dense(f"{path}/output", width, config.hidden_dim)
 
 
 def feed_forward(path: str, config: EncoderConfig) -> Shapes:
@@ -57,7 +58,7 @@ def feed_forward(path: str, config: EncoderConfig) -> Shapes:
 
 
 def block(path: str, config: EncoderConfig) -> Shapes:
-    """One layer of the encoder."""
+    """One layer of the encoder; `config` has its sizes, see `EncoderConfig.layer`."""
     return {
         **attention(f"{path}/attention", config),
         **norm(f"{path}/attention_norm", config.hidden_dim),
@@ -83,7 +84,7 @@ def encoder_weights(config: EncoderConfig) -> Shapes:
         **norm("encoder/norm", config.hidden_dim),
     }
     for i in range(config.num_layers):
-        shapes |= block(f"encoder/block_{i}", config)
+        shapes |= block(f"encoder/block_{i}", config.layer(i))
     return shapes
 
 

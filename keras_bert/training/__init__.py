@@ -1,8 +1,9 @@
 """Training: one step, the loop around it, and fine-tuning.
 
-`step` reduces, clips and applies, whatever a batch was cut into; `loop` evaluates, saves and goes on after a kill;
-`finetune` feeds labelled rows; `optimizers` and `devices` are what they say; `states` keeps runs, `memory` counts
-what a step needs. A new optimizer or schedule is one class or function and one row in `optimizers`.
+`step` computes, reduces and applies gradients, however a batch is cut; `doors` are where a trick changes a step; `loop`
+evaluates, saves and resumes; `finetune` feeds labelled rows; `states` stores the states of a run, `memory` estimates
+what a step needs. A new optimizer or schedule is one class or function and one row in `optimizers`, a new way of
+ascent one row in `doors.ASCENTS`.
 """
 
 from keras_bert.rooms import exported
@@ -11,6 +12,7 @@ __getattr__, __dir__ = exported(
     __name__,
     {
         "step": "Trainer Task",
+        "doors": "ASCENTS Doors ExtraLoss Pass",
         "loop": "Rounds Keeping Judge",
         "finetune": "fit Result",
         "hardware": "find",

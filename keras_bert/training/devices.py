@@ -1,4 +1,4 @@
-"""Which devices train: a `tf.distribute` strategy for the flags. A new kind is one function and one row here."""
+"""The devices to train on, as a `tf.distribute` strategy. A new kind is one function and one row in `STRATEGIES`."""
 
 import faulthandler
 import functools
@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_bert.config import FROZEN, TrainConfig
+from keras_bert.config import FROZEN, TrainConfig, choose
 from keras_bert.errors import ConfigError
 
 Strategy = Any
@@ -18,7 +18,7 @@ Strategy = Any
 
 
 PATIENCE = int(os.environ.get("KERAS_BERT_WORKER_TIMEOUT", "600"))
-"""Seconds to wait until all workers have come."""
+"""Seconds to wait for all workers."""
 
 WORKER_LOST = (
     tf.errors.UnavailableError,
@@ -27,25 +27,25 @@ WORKER_LOST = (
     tf.errors.DeadlineExceededError,
     tf.errors.InternalError,
 )
-"""What a step raises where another worker went away; TensorFlow notices within seconds."""
+"""What a step raises when another worker is lost; TensorFlow notices within seconds."""
 
 
 def strategy_for(config: TrainConfig) -> Strategy:
-    """The strategy that the flags ask for; the same object for the same devices.
+    """The strategy for these settings; the same object for the same devices.
 
-    `multi_worker_mirrored` must be asked for before any other work of TensorFlow in the process.
+    With `multi_worker_mirrored`, this must come before any other TensorFlow operation of the process.
 
     Raises:
-        ConfigError: more GPUs are asked for than there are, TF_CONFIG is absent or broken, there is no TPU,
-            or the kind cannot be used; or weights that change would not be seen (`config.FROZEN`).
+        ConfigError: there are not enough GPUs, TF_CONFIG is missing or broken, there is no TPU, the kind is unknown or
+            cannot be used; or changes of weights would not be seen (`config.FROZEN`).
     """
     if os.environ.get(FROZEN, "0").lower() not in ("0", "false"):
         raise ConfigError(f"{FROZEN} is set in the environment: training would not see its own weights; unset it")
-    return STRATEGIES[config.distribution_strategy](config)
+    return choose(STRATEGIES, config.distribution_strategy, "distribution_strategy")(config)
 
 
 def _devices(config: TrainConfig) -> tuple[list[str], bool]:
-    """The devices to use, and whether they are GPUs."""
+    """Names of the devices to use, and whether they are GPUs."""
     gpus = tf.config.list_logical_devices("GPU")
     if config.num_gpus > len(gpus):
         found = ", ".join(d.name for d in tf.config.list_logical_devices())
@@ -69,7 +69,7 @@ def _mirrored(config: TrainConfig) -> Strategy:
 
 @functools.cache
 def _mirrored_on(devices: tuple[str, ...]) -> Strategy:
-    """One strategy a process: those of a second one would number their collectives like those of the first."""
+    """One strategy for each process: a second one would number its collectives like the first."""
     return tf.distribute.MirroredStrategy(devices)
 
 
@@ -80,7 +80,7 @@ def _multi_worker(config: TrainConfig) -> Strategy:
 
 @functools.cache
 def _workers() -> Strategy:
-    """TensorFlow would wait an hour for workers that do not come, and no thread of Python runs meanwhile."""
+    """Waits at most `PATIENCE` seconds. TensorFlow would wait an hour, without letting any Python thread run."""
     print(f"waiting for all workers of TF_CONFIG, {PATIENCE} s at most; without them this ends with 1", file=sys.stderr)
     with open(os.devnull, "w", encoding="ascii") as nowhere:
         faulthandler.dump_traceback_later(PATIENCE, exit=True, file=nowhere)
@@ -91,7 +91,7 @@ def _workers() -> Strategy:
 
 
 def _task() -> tuple[str, int]:
-    """Kind and index of this process in TF_CONFIG."""
+    """Type and index of this process in TF_CONFIG."""
     text = os.environ.get("TF_CONFIG", "")
     example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
     try:
@@ -144,12 +144,12 @@ STRATEGIES: dict[str, Callable[[TrainConfig], Strategy]] = {
 
 
 def is_tpu(strategy: Strategy) -> bool:
-    """Does the strategy compute on a TPU? There shapes are fixed and strings are unknown."""
+    """Whether the strategy computes on a TPU, where shapes are static and there are no strings."""
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def worker(strategy: Strategy) -> tuple[int, int]:
-    """This process's number among the workers, from 0, and how many there are."""
+    """Index of this process among the workers, from 0, and the number of workers."""
     resolver = strategy.cluster_resolver
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or not resolver.cluster_spec():
         return 0, 1
@@ -159,7 +159,7 @@ def worker(strategy: Strategy) -> tuple[int, int]:
 
 
 def meet(strategy: Strategy) -> None:
-    """Wait until every worker is here."""
+    """Wait for all workers."""
     if worker(strategy)[1] > 1:
         strategy.reduce("SUM", strategy.run(lambda: tf.constant(1.0)), axis=None)
 

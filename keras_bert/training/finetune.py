@@ -1,4 +1,4 @@
-"""Fine-tuning: labelled rows as batches, the task of a head, and the run."""
+"""Fine-tuning: batches of labelled rows, the task of a head, and the run."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from keras_bert.training.loop import Judge, Keeping, Rounds, Say, rehearse, resu
 from keras_bert.training.step import Batch, Scalars, Task, Trainer, copy_weights, distribute
 
 PLACES = ("token_ids", "segment_ids", "padding_mask", "starts", "ends", "begins")
-"""What a row that is a window is made of; see `text.Text.located`."""
+"""Features of a row that is a window of a text; see `text.Text.located`."""
 
 
 # === Fine-tuning ===
@@ -38,7 +38,7 @@ PLACES = ("token_ids", "segment_ids", "padding_mask", "starts", "ends", "begins"
 
 @dataclass
 class Result:
-    """What a run came to: metrics of the best epoch, answers of that epoch, and the history of all."""
+    """The result of a run: metrics and answers of the best epoch, and the history of all epochs."""
 
     best: dict[str, Any]
     answers: dict[str, np.ndarray]
@@ -94,13 +94,13 @@ class HeadTask(Task):
 
 
 class LabelledRows:
-    """Texts with labels as distributed batches, in the order of training or of evaluation.
+    """Labelled texts as distributed batches, for training or for evaluation.
 
-    A row is a text, or where the head says where in it something is, one of its windows: training takes windows in any
-    order, an evaluation all those of a text together.
+    A row is a text or, for a head that locates something in the text, one window of a text. Training takes windows in
+    any order, evaluation takes all windows of a text together.
 
     Attributes:
-        lengths: tokens of each row.
+        lengths: number of tokens in each row.
     """
 
     def __init__(
@@ -128,11 +128,11 @@ class LabelledRows:
         self.prepare, self.prepare_whole = windows_of(read, head), texts_of_windows(read, head)
 
     def distributed(self, trainer: Trainer, batches: Sequence[np.ndarray], size: int) -> Any:
-        """These index arrays, each cut into a part per replica; parts may be empty."""
+        """The batches with these row indices, each cut into one part per replica; parts may be empty."""
         return distribute(trainer.strategy, lambda *cut: self._dataset(batches, cut, size, trainer.fixed))
 
     def training(self, trainer: Trainer, step: int) -> Any:
-        """The batches from number `step` on, to the end of its epoch."""
+        """The batches from number `step` to the end of its epoch."""
         epoch, done = divmod(step, self.steps)
         size, sorted_by = self.config.train_batch_size, self.lengths if self.by_length else None
         order = batches_at_random(len(self.lengths), size, self.config.seed, epoch, sorted_by)
@@ -140,11 +140,11 @@ class LabelledRows:
 
     @property
     def steps(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         return -(-len(self.lengths) // self.config.train_batch_size)
 
     def evaluate(self, trainer: Trainer) -> tuple[float, dict[str, np.ndarray]]:
-        """Mean loss and answers of all texts, in their order; every worker evaluates them all."""
+        """Mean loss, and the answers to all texts in their order; every worker evaluates all of them."""
         size = self.config.eval_batch_size
         workers = devices.worker(trainer.strategy)[1]
         local = trainer.strategy.num_replicas_in_sync // workers
@@ -177,7 +177,7 @@ class LabelledRows:
 
 
 def window_lengths(examples: Examples, read: Any, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of every window of all texts, int32 `[r]`, and its text and its number there, int32 `[r, 2]`."""
+    """Of each of the r windows of all texts: tokens, int32 `[r]`; its text and its number in it, int32 `[r, 2]`."""
     found, owners = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
     for i in range(0, len(examples), chunk):
         features = read(*(tf.constant(encoded(segment[i : i + chunk])) for segment in examples.segments))
@@ -189,7 +189,7 @@ def window_lengths(examples: Examples, read: Any, chunk: int = 256) -> tuple[np.
 
 
 def windows_of(read: Any, head: Head) -> Prepare:
-    """Each row is one window of a text; `read` is `text.Text.located`."""
+    """Prepares rows that are one window of a text each; `read` is `text.Text.located`."""
 
     def prepare(segments: Sequence[Any], labels: Any, number: Any) -> dict[str, Any]:
         found = read(*segments)
@@ -205,7 +205,7 @@ def windows_of(read: Any, head: Head) -> Prepare:
 
 
 def texts_of_windows(read: Any, head: Head) -> Prepare:
-    """All windows of each text, with what it takes to find the answer; labels and weights are those of windows."""
+    """Prepares all windows of each text, with all that the answer needs; labels and weights are those of windows."""
 
     def prepare(segments: Sequence[Any], labels: Any) -> dict[str, Any]:
         found = read(*segments)
@@ -233,21 +233,21 @@ def fit(
     """Train, evaluate after every epoch, and leave `network` with the weights of the best epoch.
 
     Args:
-        network: starting weights; changed in place at the end.
-        train, evaluation: rows with labels.
-        keeping: where states, `metrics.jsonl` and TensorBoard events go; a run found there is continued.
+        network: the initial weights; receives those of the best epoch.
+        train, evaluation: labelled rows.
+        keeping: where to write states, `metrics.jsonl` and TensorBoard events; a run in that directory is resumed.
         save_best: called with the network whenever an epoch is the best so far.
-        say: gets the lines meant for people.
+        say: receives messages for people.
         progress: stream of the progress bar; None is silent.
-        windows: how tags and spans read long texts; None leaves it to the head.
-        finetune: smoothed and weighted labels, early stopping; `reinit_layers` is done before.
+        windows: how tags and spans read long texts; None is the default of the head.
+        finetune: smoothed and weighted labels, early stopping; `reinit_layers` and `new_head` come before.
         trick: changes the step, see `doors`.
 
     Raises:
-        DivergedError: a loss or gradient is not a number; states written before stay.
-        ConfigError: the devices asked for are not there, or weights of labels do not suit labels or task.
+        DivergedError: a loss or gradient is not a number; earlier states remain.
+        ConfigError: the devices do not exist, or the label weights do not suit the labels or the task.
         CheckpointError: a state in the directory of the run cannot be read or written.
-        Stopped: a signal or the time limit; a state was written.
+        Stopped: by a signal or the time limit, after writing a state.
     """
     begun, keeping, finetune = time.monotonic(), keeping or Keeping(), finetune or FinetuneConfig()
     learnt = learnt_head(network.head.config, finetune, train.labels)

@@ -1,8 +1,8 @@
-"""The loop of a run: rounds of steps, evaluation after each, states to go on from.
+"""The training loop: rounds of steps, an evaluation after each, and states to resume from.
 
-Where a run stands is the number of batches it has taken. Everything else, the order of the data and the masks
-too, follows from that number and the seed, so a run that was killed goes on from its newest state (`states.py`) and
-ends with the weights, bit for bit, of one that was not.
+The position of a run is the number of batches it has taken. Everything else, including the order of the data and the
+masks, follows from that number and the seed. So a run that was killed resumes from its newest state (`states.py`) and
+ends with the same weights, bit for bit, as a run that was not.
 """
 
 import math
@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Rounds:
-    """How long a run is: `steps` in all, evaluated after every `size` of them and at the end."""
+    """The length of a run: `steps` in all, with an evaluation after every `size` steps and at the end."""
 
     steps: int
     size: int
@@ -44,7 +44,7 @@ class Rounds:
         return -(-self.steps // self.size)
 
     def end(self, number: int) -> int:
-        """Step after which round `number`, from 0, ends."""
+        """The step at which round `number`, from 0, ends."""
         return min((number + 1) * self.size, self.steps)
 
     def label(self, number: int) -> str:
@@ -54,11 +54,11 @@ class Rounds:
 
 @dataclass
 class Keeping:
-    """Where and how a run is kept, and what tells it to stop.
+    """Where and how a run is saved, and what may stop it.
 
     Attributes:
-        folder: the directory of the run; None keeps nothing.
-        catch_signals: SIGTERM and SIGINT save and stop; a second one kills.
+        folder: the directory of the run; None saves nothing.
+        catch_signals: on SIGTERM or SIGINT, save and stop; a second signal kills.
     """
 
     folder: Path | None = None
@@ -68,12 +68,12 @@ class Keeping:
 
 @dataclass
 class Judge:
-    """What is done after a round, with the averaged weights where there are averages.
+    """The evaluation after each round, on averaged weights if there are any.
 
     Attributes:
-        evaluate: returns what is to be recorded.
-        conclude: gets the whole record.
-        enough: gets the records of all rounds so far, also those before a restart; is the run to end here?
+        evaluate: returns the values to record.
+        conclude: takes the whole record.
+        enough: takes the records of all rounds, including those before a restart; True ends the run.
     """
 
     evaluate: Callable[[], dict[str, Any]]
@@ -94,16 +94,16 @@ def run_rounds(
     """Train to the end of the run, evaluating and saving on the way.
 
     Args:
-        batches: batch number -> the distributed batches from there on; asked again where they end.
-        resumed: what `resume` gave.
+        batches: batch number -> the distributed batches from there on; called again when they end.
+        resumed: what `resume` returned.
 
     Returns:
         The records of all rounds, and the batches per second of this process.
 
     Raises:
-        DivergedError: a loss or gradient is not a number; the states so far stay.
+        DivergedError: a loss or gradient is not a number; earlier states remain.
         CheckpointError: the directory cannot be written.
-        Stopped: by a signal or the time limit, after a state was written.
+        Stopped: by a signal or the time limit, after writing a state.
     """
     step, spent = int(resumed.get("step", 0)), float(resumed.get("spent", 0.0))
     history: list[dict[str, Any]] = list(resumed.get("history", []))
@@ -113,14 +113,15 @@ def run_rounds(
         states = States(keeping.folder, keeping.config.keep_checkpoint_max)
         writer = tf.summary.create_file_writer(str(keeping.folder / "tensorboard"))
     begun, first, seconds = time.monotonic(), step, 0.0
-    alone = devices.worker(trainer.strategy)[1] == 1  # else all have to stop after the same step
+    alone = devices.worker(trainer.strategy)[1] == 1  # otherwise all workers must stop at the same step
     left: Iterator[Batch] = iter(())
 
     def account(values: dict[str, float], number: int) -> bool:
-        """Count what batch `number` gave; returns whether the run is to stop."""
+        """Count the values of batch `number`; returns whether the run must stop."""
         if not values:
             return False
-        if not math.isfinite(values["loss"]) or not (values["finite"] or trainer.loss_scale > 1):  # else it may help
+        # A gradient that overflows is no error as long as a smaller loss scale may help.
+        if not math.isfinite(values["loss"]) or not (values["finite"] or trainer.loss_scale > 1):
             start = len(history) * rounds.size
             raise DivergedError(
                 f"{label}, step {number - start} of {end - start}: the loss or its gradient is not a number; "
@@ -178,7 +179,7 @@ def run_rounds(
 
 @contextmanager
 def _together(trainer: Trainer) -> Iterator[None]:
-    """What is raised in here because another worker went away becomes one line."""
+    """Turns errors caused by the loss of another worker into one line."""
     try:
         yield
     except devices.WORKER_LOST as error:
@@ -191,14 +192,14 @@ def _together(trainer: Trainer) -> Iterator[None]:
 
 
 def rehearse(trainer: Trainer, batches: Callable[[int], Any], rounds: Rounds) -> None:
-    """A few steps, a state written and restored, and what the whole run will take.
+    """Make a few steps, write and restore a state, and estimate the whole run.
 
     Raises:
         Stopped: always, with exit code 0 and the figures.
-        CheckpointError: the state that was restored is not the one that was written.
+        CheckpointError: the restored state differs from the one that was written.
     """
-    times, taken = [], iter(trainer.take(batches(0)))
-    for _, batch in zip(range(6), taken, strict=False):
+    times: list[float] = []
+    for _, batch in zip(range(6), trainer.take(batches(0)), strict=False):
         start = time.monotonic()
         trainer.train(batch)
         values = trainer.flush()
@@ -237,7 +238,7 @@ def _events(writer: Any, record: dict[str, Any], folder: Path | None) -> None:
 
 
 def _profile(keeping: Keeping, step: int) -> None:
-    """Start or stop the profiler where this batch number is the first or follows the last to be profiled."""
+    """Start the profiler before the first profiled batch, and stop it after the last."""
     profiled = keeping.config.profiled
     if profiled and keeping.folder is not None:
         if step == profiled[0]:
@@ -247,7 +248,7 @@ def _profile(keeping: Keeping, step: int) -> None:
 
 
 class _Stop:
-    """Whether a signal or the time limit has asked the run to stop."""
+    """Knows whether a signal or the time limit asks the run to stop."""
 
     def __init__(self, limit: float) -> None:
         self.until = time.monotonic() + limit if limit else math.inf
@@ -265,7 +266,7 @@ class _Stop:
 
 @contextmanager
 def _asked_to_stop(keeping: Keeping) -> Iterator[_Stop]:
-    """Watch the clock, and the signals where that was asked for; a second signal acts as it always does."""
+    """Watch the clock, and signals if `keeping` says so; a second signal has its usual effect."""
     stop, before = _Stop(keeping.config.max_time), dict[int, Any]()
 
     def note(number: int, frame: Any) -> None:
@@ -282,10 +283,10 @@ def _asked_to_stop(keeping: Keeping) -> Iterator[_Stop]:
 
 
 def resume(trainer: Trainer, keeping: Keeping, say: Say) -> dict[str, Any]:
-    """Restore the newest state of the run, if there is one; returns what its header says.
+    """Restore the newest state of the run, if there is one; returns its header.
 
     Raises:
-        CheckpointError: there are states but none can be read, or they are of another model.
+        CheckpointError: none of the states can be read, or they belong to another model.
     """
     if keeping.folder is None:
         return {}

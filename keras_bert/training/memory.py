@@ -1,8 +1,8 @@
-"""What a training run takes in memory, and what fits: batch, length, parts of a batch, precision, recomputation.
+"""How much memory training needs, and which batches fit, by length, parts of a batch, precision and recomputation.
 
-Counted from the shapes: weights, gradients, moments and their temporaries once; what each layer keeps of each token for
-the gradients; and what TensorFlow itself takes. The shares were measured on CPU (`benchmarks/growth.py` compares plan
-and peak); on a GPU the same tensors are kept, in the device's memory.
+Estimated from the shapes: weights, gradients, moments and their temporaries; what each layer keeps for each token for
+the gradients; and TensorFlow itself. The factors were measured on CPU (`benchmarks/growth.py` compares estimate and
+peak); a GPU keeps the same tensors in its own memory.
 """
 
 import re
@@ -21,7 +21,7 @@ PER_WEIGHT = 17.4
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory of training an encoder with a small head.
+    """Memory needed to train an encoder with a small head.
 
     Attributes:
         encoder: its shape.
@@ -36,34 +36,43 @@ class Plan:
         """Weights of the encoder and its pooler."""
         return count(shapes(self.encoder)) + count(pooler(self.encoder))
 
-    def per_token(self, length: int) -> float:
-        """Bytes that training keeps of each token of rows of `length`.
+    @property
+    def layers(self) -> list[EncoderConfig]:
+        """The sizes of each layer."""
+        return [self.encoder.layer(i) for i in range(self.encoder.num_layers)]
 
-        A layer keeps about 14 vectors of the hidden size, 3.5 of the inner size and 3.3 rows of attention scores.
+    def per_token(self, length: int) -> float:
+        """Bytes that training keeps for each token, in rows of `length` tokens.
+
+        A layer keeps about 10 vectors of the hidden size, 4 of all heads together, 3.5 of the inner size and 3.3 rows
+        of attention scores.
         """
-        e, size = self.encoder, 4 if self.config.mixed_precision == "none" else 2
-        layer = size * (14 * e.hidden_dim + 3.5 * e.intermediate_dim + 3.3 * e.num_heads * length)
+        hidden, size = self.encoder.hidden_dim, 4 if self.config.mixed_precision == "none" else 2
+        layers = [
+            size * (10 * hidden + 4 * e.num_heads * e.head_dim + 3.5 * e.intermediate_dim + 3.3 * e.num_heads * length)
+            for e in self.layers
+        ]
         if self.config.recompute:
-            return e.num_layers * size * e.hidden_dim + 2.5 * layer
-        return e.num_layers * layer
+            return len(layers) * size * hidden + 2.5 * max(layers)
+        return sum(layers)
 
     def megabytes(self, batch: int, length: int) -> float:
-        """Peak memory of the process in MiB, with `batch` rows of `length` tokens in each part of a step."""
+        """Peak memory of the process in MiB, with `batch` rows of `length` tokens in each part of a batch."""
         weights = PER_WEIGHT * self.parameters * (1 + 0.25 * (self.config.grad_accum_steps > 1))
         halves = 0 if self.config.mixed_precision == "none" else 2 * self.parameters
         return (PROCESS + weights + halves + batch * length * self.per_token(length)) / MIB
 
     def largest(self, megabytes: float, length: int) -> int:
-        """Most rows of `length` tokens that fit in so many MiB at once; 0 where not even one does."""
+        """The most rows of `length` tokens that fit into that many MiB at once; 0 if not even one does."""
         free = megabytes - self.megabytes(0, length)
         return max(0, int(free / (self.megabytes(1, length) - self.megabytes(0, length))))
 
 
 def megabytes(text: str) -> float:
-    """`16GB`, `512MB` or `80GiB` in MiB; vendors mean GiB when they write GB, and so do we.
+    """`16GB`, `512MB` or `80GiB` in MiB; vendors write GB for GiB, and so do we.
 
     Raises:
-        ConfigError: it is nothing of that kind.
+        ConfigError: it is not a size.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MGT])i?B?\s*", text, re.IGNORECASE)
     if not found or float(found[1]) <= 0:

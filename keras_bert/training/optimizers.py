@@ -1,4 +1,4 @@
-"""AdamW and LAMB with rules for what decays and how fast each weight learns, and the schedules of the rate."""
+"""AdamW and LAMB, with rules for weight decay and learning rate by weight path, and schedules of the rate."""
 
 import math
 from collections.abc import Callable
@@ -17,13 +17,13 @@ NO_DECAY: list[tuple[str, float]] = [(r"(^|/)(bias|gamma|beta)$", 0.0), (".*", 1
 """Factors of weight decay, by weight path: biases and layer norms do not decay."""
 
 ONE_RATE: list[tuple[str, float]] = [(".*", 1.0)]
-"""Factors of the learning rate, by weight path: all alike."""
+"""Factors of the learning rate, by weight path: the same for all."""
 
 
 def layer_rates(encoder: EncoderConfig, decay: float) -> list[tuple[str, float]]:
     """Factors of the learning rate that shrink towards the input (Howard & Ruder 2018; Sun et al. 2019).
 
-    Heads learn at the full rate, block i of L at `decay ** (L - i)`, the embeddings at `decay ** (L + 1)`.
+    Heads learn at the full rate, block i of L at `decay ** (L - i)`, embeddings at `decay ** (L + 1)`.
     """
     layers = encoder.num_layers
     blocks = [(rf"(^|/)encoder/block_{i}/", decay ** (layers - i)) for i in range(layers)]
@@ -31,10 +31,10 @@ def layer_rates(encoder: EncoderConfig, decay: float) -> list[tuple[str, float]]
 
 
 def learning(encoder: EncoderConfig, freeze_layers: int) -> list[tuple[str, bool]]:
-    """Which weights learn, by weight path: all with -1, else neither the embeddings nor that many of the lowest blocks.
+    """Which weights are trained, by weight path: all for -1, else all but the embeddings and that many lowest blocks.
 
     Raises:
-        ConfigError: the encoder has fewer blocks.
+        ConfigError: the encoder has fewer blocks than that.
     """
     layers = encoder.num_layers
     if freeze_layers > layers:
@@ -44,7 +44,7 @@ def learning(encoder: EncoderConfig, freeze_layers: int) -> list[tuple[str, bool
 
 
 def freeze(network: keras.Model, freeze_layers: int) -> None:
-    """Make weights of `network`, whose `encoder` bears a config, stay as they are: no gradient, decay or slot."""
+    """Freeze the embeddings and lowest blocks of `network`: no gradient, decay or optimizer slot."""
     for variable in network.trainable_variables:
         variable.trainable = rules.match(learning(network.encoder.config, freeze_layers), variable.path)
 
@@ -57,14 +57,14 @@ DECAYS: dict[str, Callable[[Any, float], Any]] = {
     "cosine": lambda done, power: 0.5 * (1.0 + ops.cos(math.pi * done)),
     "constant": lambda done, power: ops.ones_like(done),
 }
-"""Share of the peak rate that is left when the share `done` of the steps after warm-up is done."""
+"""`(done, power)` -> fraction of the peak rate, after the fraction `done` of the steps that follow warm-up."""
 
 
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """From 0 up to `peak` in `warmup_steps`, then down to 0 at `total_steps` (Devlin et al. 2019: straight).
+    """From 0 up to `peak` in `warmup_steps`, then down to 0 at `total_steps` (linearly in Devlin et al. 2019).
 
-    Step s (from 0) takes the rate `peak * (s + 1) / warmup_steps` while warming up, then `peak` times the
-    decay at `(s - warmup_steps) / (total_steps - warmup_steps)`; with linear decay no step's rate is 0.
+    Step s, from 0, has the rate `peak * (s + 1) / warmup_steps` during warm-up, then `peak` times the decay at
+    `(s - warmup_steps) / (total_steps - warmup_steps)`; with linear decay no step has the rate 0.
 
     Raises:
         ConfigError: an unknown decay.
@@ -89,7 +89,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def schedule(config: OptimizerConfig, total_steps: int) -> WarmUp:
-    """The schedule that the settings ask for, over a run of `total_steps`.
+    """The schedule of these settings, over a run of `total_steps`.
 
     Raises:
         ConfigError: the warm-up is longer than the run.
@@ -106,12 +106,12 @@ def schedule(config: OptimizerConfig, total_steps: int) -> WarmUp:
 
 
 class Step(NamedTuple):
-    """What one update of a weight is made of.
+    """The inputs of one update of a weight.
 
     Attributes:
-        moments: the variables of the first and second moment; `betas` how fast they move.
-        correction, epsilon: bias corrections of both moments, pulled out of the tensors.
-        rate, decay: of this weight.
+        moments: the variables of the first and second moment; `betas` are their decay rates.
+        correction, epsilon: scalars that hold the bias corrections of both moments.
+        rate, decay: learning rate and weight decay of this weight.
     """
 
     gradient: Any
@@ -128,15 +128,15 @@ class AdamW(keras.optimizers.Optimizer):
 
     Args:
         learning_rate: a number or a schedule.
-        config: decay, betas, epsilon, EMA. Clipping is the training step's work, not the optimizer's.
-        decay_rules: `(pattern, factor)` over weight paths, multiplies `config.weight_decay`.
-        rate_rules: `(pattern, factor)` over weight paths, multiplies the learning rate.
+        config: decay, betas, epsilon, EMA. The training step does the clipping.
+        decay_rules: `(pattern, factor)` over weight paths; factors multiply `config.weight_decay`.
+        rate_rules: `(pattern, factor)` over weight paths; factors multiply the learning rate.
 
-    With `config.ema_decay` above 0, `averages` holds the exponential moving average of every weight, whose
-    decay grows from 0.1 to that value (`min(decay, (1 + t) / (10 + t))`), so that early steps are forgotten.
+    With `config.ema_decay` above 0, `averages` holds an exponential moving average of each weight. Its decay grows from
+    0.1 to that value, `min(decay, (1 + t) / (10 + t))`, so that early steps are forgotten.
 
     Raises:
-        ConfigError: from `build`, where the rules leave a weight undecided.
+        ConfigError: from `build`, if no rule covers a weight.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class AdamW(keras.optimizers.Optimizer):
     def build(self, variables: list[Any]) -> None:
         if self.built:
             return
-        # Inside a step only raw variables arrive, without a path: every rule is resolved here, once.
+        # The variables of a step have no path, so the rules are resolved here, once.
         self.decays = [self.config.weight_decay * rules.match(self.decay_rules, v.path) for v in variables]
         self.rates = [rules.match(self.rate_rules, v.path) for v in variables]
         super().build(variables)
@@ -177,14 +177,14 @@ class AdamW(keras.optimizers.Optimizer):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         index = self._get_variable_index(variable)
-        # As float32 has them: 1 - 0.999 would be off by 5e-5 where a kernel subtracts in float32.
+        # Rounded to float32 first: 1 - 0.999 would be off by 5e-5 in a kernel that subtracts in float32.
         beta_1, beta_2 = (float(np.float32(beta)) for beta in (self.config.beta_1, self.config.beta_2))
-        if hasattr(gradient, "dense_shape"):  # rows of a table, one per look-up: to be summed before the square
+        if hasattr(gradient, "dense_shape"):  # one row for each lookup in a table: sum them before squaring
             gradient = ops.scatter(ops.expand_dims(gradient.indices, -1), gradient.values, variable.shape)
         gradient = ops.cast(gradient, variable.dtype)
         rate = ops.cast(learning_rate, variable.dtype) * self.rates[index]
         step = ops.cast(self.iterations + 1, variable.dtype)
-        # m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps), with the corrections pulled out of the tensors
+        # m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps), with the bias corrections as scalars
         unbias = ops.sqrt(_one_minus_power(beta_2, step))
         correction, epsilon = unbias / _one_minus_power(beta_1, step), self.config.epsilon * unbias
         moments = self.first[index], self.second[index]
@@ -202,9 +202,9 @@ class AdamW(keras.optimizers.Optimizer):
 
 
 class Lamb(AdamW):
-    """LAMB (You et al. 2020, https://arxiv.org/abs/1904.00962): AdamW's change, scaled to the size of the weight.
+    """LAMB (You et al. 2020, https://arxiv.org/abs/1904.00962): AdamW's update, scaled by the norm of the weight.
 
-    Weights that do not decay (biases, layer norms) are not scaled, as in the authors' code.
+    Weights without decay (biases, layer norms) are not scaled, as in the authors' code.
     """
 
     def change(self, variable: Any, step: Step) -> None:

@@ -1,9 +1,9 @@
-"""The directory of a run: one process at a time, and states to go on from that are there whole or not at all.
+"""The directory of a run: used by one process at a time, with states to resume from that are complete or absent.
 
-A state is one safetensors file, `checkpoints/step-000001234.safetensors`: all variables that the next step depends
-on, and in its header the step, what was counted since the last evaluation, the history, and a checksum of the
-tensors. It is written under another name and renamed, so a kill at any moment leaves the states before it as they
-were; the newest one that can be read counts, by its step and not by its time.
+A state is one safetensors file, `checkpoints/step-000001234.safetensors`. It holds all variables that the next step
+depends on; its header holds the step, the sums since the last evaluation, the history, and a checksum of the tensors.
+It is written under another name and then renamed, so a kill at any moment leaves earlier states intact. A run resumes
+from the readable state with the highest step, whatever the time of the file.
 """
 
 import json
@@ -33,10 +33,10 @@ Arrays = dict[str, np.ndarray]
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the directory of a run, which is made where it is absent.
+    """Lock the directory of a run, and create it if it does not exist.
 
     Raises:
-        ConfigError: another process holds it; its number is named.
+        ConfigError: another process has locked it; the message gives its process id.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, "a+", encoding="ascii") as file:
@@ -58,7 +58,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """`final_metrics.json` of a run; None where it has not come to its end.
+    """`final_metrics.json` of a run; None if the run has not finished.
 
     Raises:
         CheckpointError: it is broken.
@@ -78,21 +78,21 @@ class States:
 
     Args:
         folder: the directory of the run.
-        keep: how many states stay; at least two are worth having, so that a damaged one is not the end.
+        keep: how many states to keep; with two or more, one damaged state does not lose the run.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
     def found(self) -> list[Path]:
-        """The states that are there, the newest first."""
+        """The existing states, the newest first."""
         return sorted((self.folder / STATES).glob("step-*.safetensors"), reverse=True)
 
     def newest(self, say: Callable[[str], None]) -> tuple[Arrays, dict[str, Any]] | None:
-        """The newest state that can be read: arrays by name, and its header; None where the run has not begun.
+        """The newest readable state: arrays by name, and its header; None if the run has not begun.
 
         Raises:
-            CheckpointError: there are states but none can be read, or they were deleted.
+            CheckpointError: none of the states can be read, or they were deleted.
         """
         problems = []
         for path in self.found():
@@ -114,12 +114,12 @@ class States:
         """Write a state and the metrics of its history, then delete states beyond `keep`.
 
         Raises:
-            CheckpointError: the directory cannot be written; the states before stay.
+            CheckpointError: the directory cannot be written; earlier states remain.
         """
         folder = self.folder / STATES
         header = {"schema": SCHEMA, "step": step, "checksum": _checksum(arrays), **notes}
         try:
-            folder.mkdir(exist_ok=True)  # not the directory of the run: where that was deleted, this is an error
+            folder.mkdir(exist_ok=True)  # without parents: if the directory of the run was deleted, this is an error
             with replacing(folder / f"step-{step:09d}.safetensors") as temporary:
                 save_file(arrays, temporary, {"state": json.dumps(header)})
             write_atomic(self.folder / METRICS_FILE, "".join(json.dumps(h) + "\n" for h in notes["history"]))
@@ -129,7 +129,7 @@ class States:
             raise CheckpointError(f"{folder}: the state at step {step} cannot be written ({error})") from error
 
     def tidy(self) -> None:
-        """Delete what a killed run left half written."""
+        """Delete incomplete files of a run that was killed."""
         for rest in (*self.folder.glob(".*.tmp"), *(self.folder / STATES).glob(".*.tmp")):
             rest.unlink(missing_ok=True)
 
@@ -149,7 +149,7 @@ def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _checksum(arrays: Arrays) -> int:
-    """CRC-32 over names and values, in the order of the names."""
+    """CRC-32 over names and values, sorted by name."""
     crc = 0
     for name in sorted(arrays):
         crc = zlib.crc32(

@@ -702,6 +702,22 @@ def test_frozen_and_new_layers_from_the_command_line(grid, work):
             assert np.array_equal(value, start[path]) == still or path.endswith("key/bias"), path
 
 
+def test_a_second_stage_starts_from_a_run_of_another_task(grid, at_work, capsys):
+    first = f"grid/{NAMES[0]}"
+    flags = ["finetune", "--train_file=train.csv", "--label_column=target", f"--init_checkpoint={first}"]
+    flags += ["--task=regress", "--model_dir=second", "--num_train_epochs=1", "--freeze_layers=2"]
+    assert main(flags) == 5
+    assert "not for regress with []; with new_head (--new_head) its encoder gets a new head" in capsys.readouterr().err
+    assert not (at_work / "second").exists()
+    assert main([*flags, "--new_head"]) == 0
+    assert "new, with random initial values: head/logits/" in capsys.readouterr().err
+    before, after = (weights(Bert.load(at_work / folder).network) for folder in (first, "second"))
+    assert after["head/logits/kernel"].shape == (16, 1)
+    for path, value in after.items():
+        if path.startswith("encoder/"):
+            np.testing.assert_array_equal(value, before[path])
+
+
 def test_a_grid_goes_on_where_it_was(grid, at_work, capsys):
     flags, _, _ = grid
     kept = {name: (at_work / "grid" / name / "model.safetensors").stat().st_mtime_ns for name in NAMES}

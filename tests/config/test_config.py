@@ -49,7 +49,6 @@ KINDS = [EncoderConfig, TextConfig, DataConfig, HeadConfig, OptimizerConfig, Tra
         (TrainConfig, "num_train_epochs", 0),
         (TrainConfig, "num_gpus", -2),
         *[(TrainConfig, "seed", value) for value in (-1, 2**31)],
-        (TrainConfig, "distribution_strategy", "horovod"),
         (TrainConfig, "mixed_precision", "float8"),
     ],
 )

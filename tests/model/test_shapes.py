@@ -57,7 +57,9 @@ def test_what_is_read_decides_about_the_pooler(task, layers, lstm, pooling):
 
 
 def test_an_encoder_alone_and_with_all_of_pretraining():
-    assert shapes(TINY) == built(Encoder(TINY))
+    pruned = dataclasses.replace(TINY, num_heads=3, head_dim=5, layer_heads=(3, 1), layer_units=(32, 7))
+    for config in (TINY, pruned):
+        assert shapes(config) == built(Encoder(config))
     known = with_pretraining(TINY)
     assert {k: v for part in known.values() for k, v in part.items()} == built(PretrainNetwork(TINY))
     assert list(known) == ["encoder", "pooler", "masked_lm", "next_sentence"]

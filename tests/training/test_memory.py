@@ -3,10 +3,12 @@
 import dataclasses
 
 import pytest
+from conftest import TINY
 
 from keras_bert import SIZES, TrainConfig
 from keras_bert.__main__ import main
 from keras_bert.errors import ConfigError
+from keras_bert.model.encoder import Encoder
 from keras_bert.training.memory import Plan, megabytes
 
 BASE = SIZES["base"]
@@ -22,6 +24,15 @@ def test_what_makes_a_run_larger_and_what_makes_it_smaller():
     assert peak(mixed_precision="bfloat16") < peak()
     assert peak(32, recompute=True) < 0.6 * peak(32)
     assert peak(encoder=dataclasses.replace(BASE, num_layers=6)) < 0.7 * peak()
+
+
+def test_sizes_of_each_layer_are_counted():
+    pruned = dataclasses.replace(TINY, num_heads=3, head_dim=5, layer_heads=(3, 1), layer_units=(32, 7))
+    for config in (TINY, pruned):
+        pooler = config.hidden_dim * (config.hidden_dim + 1)
+        assert Plan(config, TrainConfig()).parameters == Encoder(config).count_params() + pooler
+    halved = dataclasses.replace(BASE, layer_heads=(6,) * 12, layer_units=(1536,) * 12)
+    assert 0.5 * peak(64, 512) < peak(64, 512, halved) < 0.65 * peak(64, 512)
 
 
 @pytest.mark.parametrize("length", [32, 512])
