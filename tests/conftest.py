@@ -1,21 +1,51 @@
 """Shared parts of the tests: real data where it is, and a tiny model everywhere."""
 
 import importlib.util
+import multiprocessing.process
 import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import wrapt
+
+from keras_bert import EncoderConfig, HeadConfig, TextConfig
+
+if TYPE_CHECKING:
+    from keras_bert import Bert
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import pytest
-import tensorflow as tf
 
-from keras_bert import Bert, EncoderConfig, HeadConfig, Text, TextConfig
-from keras_bert.tasks.network import Network
+@wrapt.when_imported("tensorflow")
+def two_devices(tf) -> None:
+    """Two logical devices, so that mirrored training is tested for real on one processor; not in a worker of many."""
+    if "TF_CONFIG" not in os.environ:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
-# Two logical devices, so that mirrored training is tested for real on one processor; not in a worker of many.
-cpu = tf.config.list_physical_devices("CPU")[0]
-if "TF_CONFIG" not in os.environ:
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="skip a test once it starts a process or writes a SavedModel")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick(pytestconfig: pytest.Config) -> Iterator[None]:
+    """With --quick, whatever takes long by its nature is where a test, or a fixture and all its tests, is skipped."""
+    with pytest.MonkeyPatch.context() as patch:
+        if pytestconfig.getoption("--quick"):
+            patch.setattr(subprocess.Popen, "__init__", skip("it starts a process"))
+            patch.setattr(multiprocessing.process.BaseProcess, "start", skip("it starts a process"))
+            exporting = skip("it writes a SavedModel")
+            wrapt.register_post_import_hook(lambda tf: patch.setattr(tf.saved_model, "save", exporting), "tensorflow")
+        yield
+
+
+def skip(reason: str) -> Callable[..., None]:
+    return lambda *args, **kwargs: pytest.skip(f"--quick: {reason}")
+
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *"0123456789", ".", ",", "!"]
 WORDS += ["fire", "flood", "storm", "city", "music", "song", "game", "the", "is", "in", "on", "##s", "##ed", "##ing"]
@@ -41,11 +71,13 @@ def minilm() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def tiny_bert(task: str = "classify", labels: tuple[str, ...] = ("0", "1"), pair: bool = False, **text) -> Bert:
+def tiny_bert(task: str = "classify", labels: tuple[str, ...] = ("0", "1"), pair: bool = False, **text) -> "Bert":
     """A random two-layer model over `WORDS`, the same each time."""
     import keras
 
+    from keras_bert import Bert, Text
     from keras_bert.config import DataConfig
+    from keras_bert.tasks.network import Network
 
     keras.utils.set_random_seed(2)
     network = Network(TINY, HeadConfig(task=task, labels=labels))

@@ -152,7 +152,19 @@ def dataset(
         return batch if fixed is None else tf.nest.map_structure(lambda t: _fill_up(t, fixed), batch)
 
     element = tf.autograph.experimental.do_not_convert(element)  # there is no control flow to convert
-    return tf.data.Dataset.from_tensor_slices(ragged).map(element).prefetch(4)
+    return ahead(tf.data.Dataset.from_tensor_slices(ragged).map(element), 4)
+
+
+def ahead(batches: Any, count: int) -> Any:
+    """The same `tf.data.Dataset`, of which up to `count` elements are made before they are asked for.
+
+    Autotuning is off. Its thread sleeps longer each time, up to a minute, and an iterator may not end before it wakes.
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.prefetch(count).with_options(options)
 
 
 def rows_of(text: Any, targets: Callable[[Any, Any], Any] | None = None) -> Prepare:

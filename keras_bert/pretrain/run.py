@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from keras_bert.checkpoints import checkpoints
 from keras_bert.config import MaskingConfig, OptimizerConfig, PretrainConfig, TextConfig, TrainConfig
+from keras_bert.data.batches import ahead
 from keras_bert.pretrain.masking import Masking
 from keras_bert.pretrain.objectives import PretrainNetwork, PretrainTask
 from keras_bert.pretrain.reader import Corpus
@@ -85,7 +86,7 @@ class Rows:
         made = made.map(lambda r, e, i: self.features(r, e, i, fixed), num_parallel_calls=2, deterministic=True)
         if fixed:  # the last batch of an evaluation is filled up with rows of which nothing counts
             made = made.map(lambda batch: tf.nest.map_structure(lambda t: _fill_up(t, rows), batch))
-        return made.prefetch(8)
+        return ahead(made, 8)
 
     def features(self, records: Any, epochs: Any, indices: Any, fixed: bool = False) -> dict[str, Any]:
         """Records, strings `[b]`, of these epochs and numbers, int64 `[b]` -> a batch, see `rows`."""

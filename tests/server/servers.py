@@ -139,6 +139,23 @@ def save_ids(directory):
     )
 
 
+def save_gate(directory):
+    """A file's path in, and out once `PATH.open` is there; `PATH.asked` says that the graph has begun."""
+
+    class Gate(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="path")])
+        def wait(self, path):
+            for one in path:
+                tf.io.write_file(one + ".asked", "")
+            looks = 0
+            while tf.size(tf.io.matching_files(path + ".open")) < tf.size(path):
+                looks += 1
+            return {"path": tf.identity(path)}
+
+    module = Gate()
+    tf.saved_model.save(module, str(directory), signatures=module.wait)
+
+
 class Server(NamedTuple):
     port: int
     lines: tuple[str, ...] = ()
@@ -182,6 +199,14 @@ class Server(NamedTuple):
         assert (status, content_type.split(";")[0]) == (200, "text/plain")
         lines = [line for line in body.decode().splitlines() if not line.startswith("#")]
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def patiently():
+    """Again and again, for four minutes: a busy machine may be slow; a server that hangs is found all the same."""
+    end = time.monotonic() + 240
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.02)
 
 
 @contextmanager

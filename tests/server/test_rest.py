@@ -1,5 +1,6 @@
 """The stand-in server in a process of its own, spoken to over real HTTP: TensorFlow Serving's golden cases and more."""
 
+import errno
 import gzip
 import importlib
 import json
@@ -11,9 +12,10 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
-from servers import running, save_half_plus_two, save_pairs
+from servers import patiently, running, save_gate, save_half_plus_two, save_pairs
 
 import keras_bert.server
 from keras_bert.errors import CheckpointError, ConfigError
@@ -434,20 +436,36 @@ def test_metrics_have_the_names_of_tensorflow_serving(server):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_s7_open_requests_are_answered_before_it_ends(models, number):
-    with running(models / "models.config", 2) as started, ThreadPoolExecutor(4) as pool:
-        start = time.monotonic()
-        started.predict({"signature_name": "slow", "inputs": [200.0]})
-        steps = round(200 * 2 / (time.monotonic() - start))  # some two seconds
-        answers = [pool.submit(started.predict, {"signature_name": "slow", "inputs": [steps]}) for _ in range(4)]
-        time.sleep(0.5)
-        assert not any(answer.done() for answer in answers), "the test is of no use if there is nothing to drain"
+def test_s7_open_requests_are_answered_before_it_ends(tmp_path, number):
+    """Two of them run and two wait in the queue when the signal comes; none can end before it has acted."""
+    save_gate(tmp_path / "gate/1")
+    config = tmp_path / "models.config"
+    config.write_text(f'model_config_list {{ config {{ name: "gate" base_path: "{tmp_path}/gate" }} }}')
+    paths = [str(tmp_path / name) for name in "abcd"]
+    with running(config, 1) as started:
+        connections = [HTTPConnection("127.0.0.1", started.port, timeout=60) for _ in paths]
+        for path, connection in zip(paths, connections, strict=True):
+            connection.request("POST", "/v1/models/gate:predict", json.dumps({"inputs": [path]}))
+            started.get("/v1/models/gate")  # the server, which reads in order, has read the request before this one
+            if path in paths[:2]:
+                assert any(Path(f"{path}.asked").exists() for _ in patiently())
         started.process.send_signal(number)
-        assert [answer.result() for answer in answers] == [{"outputs": [steps + 1.0]}] * 4
+        assert any(refused(started.port) for _ in patiently())
+        for path in paths:
+            Path(f"{path}.open").touch()
+        for path, connection in zip(paths, connections, strict=True):
+            response = connection.getresponse()
+            assert (response.status, json.loads(response.read())) == (200, {"outputs": [path]})
+            connection.close()
         rest, _ = started.process.communicate(timeout=60)
         assert (started.process.returncode, rest) == (0, "")
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", started.port), timeout=5)
+        assert refused(started.port)
+
+
+def refused(port):
+    """Does nobody listen there?"""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
 @pytest.mark.parametrize(
