@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
-from keras_bert.tasks import spans
+from keras_bert.tasks import divergences, spans
 from keras_bert.tasks.head import Sentence
 
 
@@ -41,6 +41,10 @@ class Choice(Sentence):
         logits = ops.reshape(ops.cast(logits, "float32"), ops.shape(labels))
         total = ops.logsumexp(ops.where(labels >= 0, logits, spans.LOW), axis=1)
         return total - ops.sum(ops.where(labels > 0, logits, 0.0), axis=1)
+
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        teacher, logits = (ops.reshape(x, ops.shape(targets)) for x in (teacher, logits))
+        return divergences.categorical(teacher, logits, temperature, targets >= 0)
 
     def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
         there = ops.any(features["padding_mask"], axis=2)

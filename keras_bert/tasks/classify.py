@@ -8,7 +8,7 @@ from keras import ops
 from keras_bert.config import HeadConfig
 from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
-from keras_bert.tasks import metrics
+from keras_bert.tasks import divergences, metrics
 from keras_bert.tasks.head import Sentence
 
 
@@ -29,6 +29,9 @@ class Classify(Sentence):
         wanted = ops.one_hot(labels, self.width, dtype="float32") * (1.0 - smoothing) + smoothing / self.width
         each = ops.logsumexp(logits, axis=1, keepdims=True) - logits
         return ops.sum(wanted * self._weights() * each, axis=1)
+
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        return divergences.categorical(teacher, logits, temperature)
 
     def _weights(self) -> Tensor:
         """What each label counts, float32 `[n]`."""

@@ -8,6 +8,7 @@ from keras_bert.config import EncoderConfig, choose
 from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
 from keras_bert.model.readout import POOLINGS, Readout, normalized
+from keras_bert.tasks import divergences
 from keras_bert.tasks.head import Head
 
 
@@ -35,6 +36,9 @@ class Embed(Head):
     def call(self, taps: dict[str, Tensor], training: bool = False) -> Tensor:
         found = self.vectors(self.readout(taps, training=training), taps["padding_mask"])
         return ops.cast(found, self.compute_dtype)
+
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        return divergences.of_vectors(teacher, logits)
 
     def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
         return {"embedding": ops.cast(logits, "float32")}

@@ -8,7 +8,7 @@ from keras import ops
 from keras_bert.config import EncoderConfig
 from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
-from keras_bert.tasks import metrics, words
+from keras_bert.tasks import divergences, metrics, words
 from keras_bert.tasks.head import Words
 
 
@@ -55,6 +55,11 @@ class Generate(Words):
         logits = ops.cast(logits, "float32")
         chosen = ops.take_along_axis(logits, ops.expand_dims(ops.maximum(wanted - 1, 0), 2), axis=2)[:, :, 0]
         return ops.sum(ops.where(wanted > 0, ops.logsumexp(logits, axis=2) - chosen, 0.0), axis=1)
+
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        wanted = words.at_target_places(targets, logits, self.config.max_target_length)
+        each = divergences.categorical(teacher, logits, temperature)
+        return ops.sum(ops.where(wanted > 0, each, 0.0), axis=1)
 
     def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
         wanted = words.at_target_places(words.next_tokens(features), logits, self.config.max_target_length)

@@ -115,6 +115,14 @@ class Head(keras.layers.Layer):
         """Loss of each row, float32 `[B]`: `counts` times its mean."""
         raise NotImplementedError(type(self).__name__)
 
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        """How far the answers of `logits` are from those of the `teacher`'s, float32 `[B]`; see `divergences`.
+
+        It is summed over what `targets` show to count in a row, whose labels it does not read. `temperature` divides
+        logits that become probabilities.
+        """
+        raise NotImplementedError(type(self).__name__)
+
     def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
         """What a user gets: float32 and int32 tensors, first axis B, widths that do not depend on B."""
         raise NotImplementedError(type(self).__name__)

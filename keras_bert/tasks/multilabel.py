@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
-from keras_bert.tasks import metrics
+from keras_bert.tasks import divergences, metrics
 from keras_bert.tasks.head import Sentence
 
 
@@ -29,6 +29,9 @@ class Multilabel(Sentence):
         low = ops.log1p(ops.exp(-ops.abs(logits)))  # -log sigmoid(x) is this + max(-x, 0)
         each = weights * labels * (low + ops.maximum(-logits, 0.0)) + (1.0 - labels) * (low + ops.maximum(logits, 0.0))
         return ops.mean(each, axis=1)
+
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        return ops.sum(divergences.bernoulli(teacher, logits, temperature), axis=1)
 
     def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
         scores = ops.sigmoid(ops.cast(logits, "float32"))

@@ -28,6 +28,9 @@ class Regress(Sentence):
     def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         return ops.square(ops.cast(logits, "float32")[:, 0] - ops.cast(labels, "float32"))
 
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        return self.loss(ops.cast(teacher, "float32")[:, 0], logits)
+
     def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
         return {"score": ops.cast(logits, "float32")[:, 0]}
 

@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_bert.model.layers import Tensor
-from keras_bert.tasks import cosines, metrics
+from keras_bert.tasks import cosines, divergences, metrics
 from keras_bert.tasks.embed import Embed
 
 
@@ -26,6 +26,9 @@ class Similarity(Embed):
     def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         config, vectors = self.config, self.of_pairs(logits)
         return cosines.OBJECTIVES[config.objective or "scores"](labels, vectors, config.similarity_scale)
+
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        return ops.mean(divergences.of_vectors(self.of_pairs(teacher), self.of_pairs(logits)), axis=1)
 
     def of_pairs(self, logits: Tensor) -> Tensor:
         """Vectors of rows as those of pairs, float32 `[B, 2, E]`."""

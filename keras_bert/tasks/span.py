@@ -9,7 +9,7 @@ from keras import ops
 from keras_bert.config import HeadConfig, WindowConfig
 from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
-from keras_bert.tasks import metrics, spans
+from keras_bert.tasks import divergences, metrics, spans
 from keras_bert.tasks.head import Head
 
 
@@ -48,6 +48,11 @@ class Span(Head):
         for i, which in enumerate((spans.START, spans.END)):
             total = total - 0.5 * ops.sum(ops.where(spans.bit(labels, which), logits[..., i], 0.0), axis=1)
         return total
+
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        teacher, logits = (ops.transpose(x, (0, 2, 1)) for x in (teacher, logits))  # [B, 2, T]
+        allowed = ops.expand_dims(spans.bit(targets, spans.ALLOWED), 1)
+        return 0.5 * ops.sum(divergences.categorical(teacher, logits, temperature, allowed), axis=1)
 
     def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
         config = self.config

@@ -8,7 +8,7 @@ from keras import ops
 from keras_bert.config import WindowConfig
 from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
-from keras_bert.tasks import metrics, tagging
+from keras_bert.tasks import divergences, metrics, tagging
 from keras_bert.tasks.head import Head
 
 
@@ -44,6 +44,10 @@ class Tag(Head):
         tags = ops.expand_dims(ops.maximum(labels - 1, 0), 2)
         each = ops.logsumexp(logits, axis=2) - ops.squeeze(ops.take_along_axis(logits, tags, axis=2), 2)
         return ops.sum(ops.where(labels > 0, each, 0.0), axis=1)
+
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        each = divergences.categorical(teacher, logits, temperature)
+        return ops.sum(ops.where(targets > 0, each, 0.0), axis=1)
 
     def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
         seen = ops.logical_and(features["begins"], features["best"])
