@@ -568,7 +568,10 @@ FAULTS = {
     "layers without end": (lambda d: change(d, num_hidden_layers=10**12), "num_hidden_layers 10+ is more than 1024$"),
     "another width": (lambda d: change(d, hidden_size=8), r"not filled: encoder/tokens.* and \d\d more$"),
     "another inner width": (lambda d: change(d, intermediate_size=33), "6 not filled: encoder/block_0"),
-    "heads that do not divide": (lambda d: change(d, num_attention_heads=3), "is not a multiple of num_heads 3, and there is no head_dim$"),
+    "heads that do not divide": (
+        lambda d: change(d, num_attention_heads=3),
+        "is not a multiple of num_heads 3, and there is no head_dim$",
+    ),
     "an unknown key": (lambda d: change(d, num_experts=8), "unknown keys, .*: config.json: num_experts; --keep_keys="),
     "relative positions": (lambda d: change(d, position_embedding_type="relative_key"), "is not supported$"),
     "a decoder": (lambda d: change(d, is_decoder=True), "is_decoder True is not supported$"),
