@@ -1,6 +1,7 @@
 """Any number of n labels."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from keras import ops
@@ -8,7 +9,12 @@ from keras import ops
 from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
 from keras_bert.tasks import divergences, metrics
-from keras_bert.tasks.head import Sentence
+from keras_bert.tasks.head import Row, Sentence, plain_value
+
+
+def logit(scores: Tensor) -> Tensor:
+    """The inverse of the sigmoid."""
+    return ops.log(scores) - ops.log1p(-scores)
 
 
 class Multilabel(Sentence):
@@ -16,6 +22,8 @@ class Multilabel(Sentence):
 
     best_metric = "f1"
     label_dtype = "float32"
+    merging = (ops.sigmoid, logit)
+    signatures: ClassVar[Mapping[str, Any]] = {"probabilities": "scores", "classify": "classify"}
 
     def check(self) -> None:
         if not self.config.labels:
@@ -41,6 +49,12 @@ class Multilabel(Sentence):
             "scores": scores,
             "active": ops.greater_equal(scores, self.config.threshold),
         }
+
+    def plain(self, row: Row) -> dict[str, Any]:
+        """`labels`, those that are active, and `scores`."""
+        names, scores = plain_value(row["labels"]), plain_value(row["scores"])
+        active = [name for name, on in zip(names, row["active"], strict=True) if on]
+        return {"labels": active, "scores": dict(zip(names, scores, strict=True))}
 
     def metrics_of(self, references: Any, answers: dict[str, np.ndarray]) -> dict[str, float]:
         return metrics.multilabel(references, answers["active"])
