@@ -182,12 +182,12 @@ class Flags:
                 raise ConfigError(f"{field.name} must be one of {tuple(names)}, got {value!r}")
         return config
 
-    def resolved(self, leave_out: Sequence[str] = ()) -> str:
-        """All flags with their values, in the form that `--flagfile` reads; strings must hold no newline."""
+    def resolved(self, leave_out: Sequence[str] = (), defaults: bool = False) -> str:
+        """All flags with their values, or their defaults, in the form that `--flagfile` reads."""
         lines = []
         for name in sorted(self.values):
             if name not in ("help", *leave_out):
-                value = self[name]
+                value = self.values[name].default if defaults else self[name]
                 lines.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
         return "\n".join(lines) + "\n"
 

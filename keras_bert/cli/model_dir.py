@@ -50,6 +50,9 @@ def check(folder: Path, flags: Flags, found_out: tuple[str, ...] = ()) -> None:
     if flags["overwrite"]:
         return
     then = set((folder / FLAGS_FILE).read_text("utf-8", errors="replace").splitlines())
+    recorded = {line.partition("=")[0] for line in then}
+    usual = flags.resolved((*PASSING, *found_out), defaults=True).splitlines()
+    then |= {line for line in usual if line.partition("=")[0] not in recorded}  # flags that are newer than the run
     now = set(own_flags(flags, found_out).splitlines())
     if now != then:
         changes = (("now", now - then), ("then", then - now))
