@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -182,14 +182,15 @@ class Flags:
                 raise ConfigError(f"{field.name} must be one of {tuple(names)}, got {value!r}")
         return config
 
-    def resolved(self, leave_out: Sequence[str] = (), defaults: bool = False) -> str:
-        """All flags with their values, or their defaults, in the form that `--flagfile` reads."""
-        lines = []
-        for name in sorted(self.values):
-            if name not in ("help", *leave_out):
-                value = self.values[name].default if defaults else self[name]
-                lines.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
-        return "\n".join(lines) + "\n"
+    def resolved(self, leave_out: Sequence[str] = ()) -> str:
+        """All flags with their values, in the form that `--flagfile` reads; strings must hold no newline."""
+        names = [name for name in sorted(self.values) if name not in ("help", *leave_out)]
+        return "".join(f"{_line(name, self[name])}\n" for name in names)
+
+    def at_default(self, leave_out: Container[str]) -> list[str]:
+        """The lines of `resolved` of the flags that have their default, but for those (as `--name`) in `leave_out`."""
+        names = [name for name in self.values if f"--{name}" not in leave_out]
+        return [_line(name, self[name]) for name in names if self[name] == self.values[name].default]
 
     def usage(self) -> str:
         """The help text: what must be given, the command's own flags, then those of each dataclass, with defaults."""
@@ -220,3 +221,8 @@ def note(line: str) -> None:
     """A line for the person at the terminal, on standard error; work goes on where nobody reads it."""
     with contextlib.suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)
+
+
+def _line(name: str, value: Any) -> str:
+    """A flag as `--flagfile` reads it."""
+    return f"--{name}={str(value).lower() if isinstance(value, bool) else value}"

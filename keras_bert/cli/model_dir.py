@@ -50,10 +50,8 @@ def check(folder: Path, flags: Flags, found_out: tuple[str, ...] = ()) -> None:
     if flags["overwrite"]:
         return
     then = set((folder / FLAGS_FILE).read_text("utf-8", errors="replace").splitlines())
-    recorded = {line.partition("=")[0] for line in then}
-    usual = flags.resolved((*PASSING, *found_out), defaults=True).splitlines()
-    then |= {line for line in usual if line.partition("=")[0] not in recorded}  # flags that are newer than the run
     now = set(own_flags(flags, found_out).splitlines())
+    now -= set(flags.at_default({line.partition("=")[0] for line in then}))  # flags that are newer than the run
     if now != then:
         changes = (("now", now - then), ("then", then - now))
         said = ", ".join(f"{when} {' '.join(sorted(lines))}" for when, lines in changes if lines)
