@@ -211,15 +211,15 @@ def check_held(path: Path, target: Format, contents: Contents) -> None:
     if target is formats.ours.FORMAT:
         return
     encoder, head = contents.encoder, contents.head
-    unusual = [f"an encoder with {line}" for line in unlike(encoder, USUAL)]
+    unusual = [f"an encoder with {line}" for line in unusual_settings(encoder, USUAL)]
     if head is not None and {"logits", "readout"} & parts(encoder, head).keys():
-        unusual += [f"a head with {line}" for line in unlike(head, USUAL_OF_HEADS)]
+        unusual += [f"a head with {line}" for line in unusual_settings(head, USUAL_OF_HEADS)]
     if unusual:
         names = formats.ours.FORMAT.name
         raise CheckpointError(f"{path}: {target.name} cannot hold {' and '.join(unusual)}; only {names} can")
 
 
-def unlike(config: Any, usual: dict[str, Any]) -> list[str]:
+def unusual_settings(config: Any, usual: dict[str, Any]) -> list[str]:
     """The settings that are not as usual."""
     return [f"{name} {getattr(config, name)!r}" for name, value in usual.items() if getattr(config, name) != value]
 

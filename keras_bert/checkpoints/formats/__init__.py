@@ -116,8 +116,8 @@ def match(path: Path, found: Format, contents: Contents, leave_out: str = "") ->
     copies = {name: (path_, rest.pop(name)) for name, path_ in found.copies.items() if name in rest and path_ in rows}
     listed += [(v.key, "no weights of the model") for name, v in rest.items() if re.fullmatch(found.ignored, name)]
     no_place = sorted(name for name in (*rest, *beside) if not re.fullmatch(found.ignored, name))
-    if no_place and contents.strange_head:
-        raise CheckpointError(f"{path}: {contents.strange_head}")
+    if no_place and contents.head_problem:
+        raise CheckpointError(f"{path}: {contents.head_problem}")
     if unfilled or no_place:
         raise CheckpointError(f"{path}: does not fit: {'; '.join(_both_lists(unfilled, no_place))}")
     if contents.head is not None and contents.data is None:

@@ -71,7 +71,7 @@ def read(path: Path) -> Contents:
     encoder, raw, rest, unknown = read_encoder(file, GELU)
     vocabulary = find_vocabulary(path)
     lower, tokenizer = _tokenizer(path, vocabulary)
-    head, order, strange = _head(raw, file, encoder.hidden_dropout)
+    head, order, problem = _head(raw, file, encoder.hidden_dropout)
     for key in (*ANEW, *OF_THE_HEAD) if head else ANEW:
         rest.pop(key, None)
     kept = {name: keys for name, keys in ((CONFIG_FILE, rest), (TOKENIZER_FILE, tokenizer)) if keys}
@@ -83,7 +83,7 @@ def read(path: Path) -> Contents:
         origins={"hf": kept} if kept else {},
         unknown=unknown,
         logit_order=order,
-        strange_head=strange,
+        head_problem=problem,
     )
     return checked(path, contents)
 

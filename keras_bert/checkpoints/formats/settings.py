@@ -78,7 +78,7 @@ class Contents:
         unknown: keys, as "file: key", of which nobody can say whether they change the arithmetic.
         absent: parts of the model that the files hold only because the format must have them.
         logit_order: for each of our logits the number of it in the files; empty where the order is the same.
-        strange_head: why the head that the files name cannot be ours; empty where they name none.
+        head_problem: why the head that the files name cannot be ours; empty where they name none.
         remarks: lines for a report.
     """
 
@@ -93,7 +93,7 @@ class Contents:
     unknown: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     logit_order: tuple[int, ...] = ()
-    strange_head: str = ""
+    head_problem: str = ""
     remarks: tuple[str, ...] = ()
 
     def origin(self, name: str, file: str) -> dict[str, Any]:
