@@ -160,7 +160,7 @@ UNHELD = {
 def saved_run(name: str, folder: Path) -> Path:
     """A run directory of ours with random weights."""
     network, vocabulary = each_head.network(name), [*WORDS, "more"]
-    windows = WindowConfig(max_windows=7, doc_stride=5) if network.head.located else None
+    windows = WindowConfig(max_windows=7, doc_stride=5) if network.head.config.reads == "windows" else None
     checks.randomize(network)
     columns = DataConfig(label_column="target")
     save(folder, network, vocabulary, TextConfig(max_seq_length=16), columns, {"epoch": 2}, windows)

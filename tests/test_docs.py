@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from conftest import WORDS
 
+from keras_bert import config
 from keras_bert.__main__ import main
 from keras_bert.model import masks
 from keras_bert.pretrain import objectives
-from keras_bert.serving import served, signatures
-from keras_bert.tasks import answers, network
+from keras_bert.tasks import network
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
@@ -105,12 +105,10 @@ def test_the_new_parts_of_BUILD_run(
 ) -> None:
     monkeypatch.chdir(folder)
     for table in (
-        answers.ANSWERS,
+        config.TASKS,
         network.HEADS,
         masks.MASKS,
         objectives.OBJECTIVES,
-        served.MERGED,
-        signatures.SIGNATURES,
     ):
         for name in ("local", "focal", "confident"):
             monkeypatch.setitem(table, name, None)  # afterwards it is gone again
