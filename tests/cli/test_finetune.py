@@ -31,9 +31,9 @@ from keras_bert.data.labels import label_weights, learnt_head
 from keras_bert.data.splits import folds
 from keras_bert.data.tables import Table
 from keras_bert.errors import ConfigError
-from keras_bert.report.predictions import by_label
 from keras_bert.tasks import metrics
 from keras_bert.tasks.network import HEADS
+from keras_bert.tasks.scores import ClassScores
 from keras_bert.training import optimizers
 from keras_bert.training.finetune import fit
 from keras_bert.training.loop import Keeping
@@ -95,6 +95,11 @@ def test_balanced_weights_are_those_of_scikit_learn():
     each = [peer.compute_class_weight("balanced", classes=np.arange(2), y=column.astype(int)) for column in MANY.T]
     wanted = [positive / negative for negative, positive in each]
     np.testing.assert_allclose(label_weights("balanced", MANY, list("abcd")), wanted, rtol=1e-6)
+
+
+def by_label(answers):
+    """Scores in the order of the labels."""
+    return ClassScores(HeadConfig()).of_answers(answers)
 
 
 def test_weights_are_given_by_label():
