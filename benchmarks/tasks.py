@@ -310,8 +310,10 @@ def answered(job: Job, found: Found) -> dict[str, float]:
 
     golds, best = [[text for _, text in answers] for answers in job.held["label"]], found["predicted"]
     asked = [i for i, gold in enumerate(golds) if gold]
-    spans = metrics.reading([golds[i] for i in asked], [best[i] for i in asked], np.zeros(len(asked), bool))
-    whole = metrics.reading(golds, best, np.array(found["silent"], bool), np.array(found["odds"]))
+    spans = metrics.answers_to_questions(
+        [golds[i] for i in asked], [best[i] for i in asked], np.zeros(len(asked), bool)
+    )
+    whole = metrics.answers_to_questions(golds, best, np.array(found["silent"], bool), np.array(found["odds"]))
     return {"span_f1": spans["f1"]} | whole
 
 

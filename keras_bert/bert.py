@@ -119,30 +119,33 @@ class Bert:
                 must have been trained for the same task and labels.
             ConfigError: the labels do not suit the task, or the model has too few positions.
         """
-        found, kind = checkpoints.open_checkpoint(path), choose(HEADS, task, "task")
+        checkpoint, kind = checkpoints.open_checkpoint(path), choose(HEADS, task, "task")
         if new_head or choose(TASKS, task, "task").encoder_only:
-            found = dataclasses.replace(found, contents=dataclasses.replace(found.contents, head=None))
+            checkpoint = dataclasses.replace(checkpoint, contents=dataclasses.replace(checkpoint.contents, head=None))
         fields: dict[str, Any] = {"task": task, "labels": list(map(str, labels)), "dropout": dropout}
-        config = from_dict(HeadConfig, fields | kind.settings(found.vocabulary) | (head or {}))
-        if found.head is not None and (found.head.task, found.head.labels) != (config.task, config.labels):
+        config = from_dict(HeadConfig, fields | kind.settings(checkpoint.vocabulary) | (head or {}))
+        if checkpoint.head is not None and (checkpoint.head.task, checkpoint.head.labels) != (
+            config.task,
+            config.labels,
+        ):
             raise CheckpointError(
-                f"{path}: was trained for {found.head.task} with labels {list(found.head.labels)}, "
+                f"{path}: was trained for {checkpoint.head.task} with labels {list(checkpoint.head.labels)}, "
                 f"not for {config.task} with {list(config.labels)}; with new_head (--new_head) its encoder gets a new "
                 "head"
             )
-        mask = kind.attention_mask or found.encoder.attention_mask
-        network = Network(dataclasses.replace(found.encoder, attention_mask=mask), config)
-        if network.head.max_seq_length and found.head is None and text.get("max_seq_length") is None:
-            text["max_seq_length"] = min(network.head.max_seq_length, found.encoder.max_positions)
-        bert = cls(Text(found.vocabulary, checkpoints.text_config(found, text)), network, data)
+        mask = kind.attention_mask or checkpoint.encoder.attention_mask
+        network = Network(dataclasses.replace(checkpoint.encoder, attention_mask=mask), config)
+        if network.head.max_seq_length and checkpoint.head is None and text.get("max_seq_length") is None:
+            text["max_seq_length"] = min(network.head.max_seq_length, checkpoint.encoder.max_positions)
+        bert = cls(Text(checkpoint.vocabulary, checkpoints.text_config(checkpoint, text)), network, data)
         bert.windows = from_dict(WindowConfig, to_dict(bert.windows) | (windows or {}))
-        fresh = starting_anew(found.encoder, reinit_layers)
-        report = checkpoints.load(bert.network, found, NEW_HEAD if new_head else ((".*", False),))
+        fresh = starting_anew(checkpoint.encoder, reinit_layers)
+        report = checkpoints.load(bert.network, checkpoint, NEW_HEAD if new_head else ((".*", False),))
         anew, filled = (tuple(p for p in report.filled if rules.match(fresh, p) == new) for new in (True, False))
         bert.report = dataclasses.replace(report, filled=filled, anew=anew)
         if kind.pretrained_head and report.new:
             raise CheckpointError(
-                f"{found.path}: has no head for masked words ({report.new[0]} and {len(report.new) - 1} more are "
+                f"{checkpoint.path}: has no head for masked words ({report.new[0]} and {len(report.new) - 1} more are "
                 f"missing), which {task} answers with; take a checkpoint of pretraining that has kept it"
             )
         initialize(bert.network, (*report.new, *anew), seed)
@@ -155,15 +158,15 @@ class Bert:
         Raises:
             CheckpointError: the directory holds no model of ours, or it is damaged.
         """
-        found = checkpoints.open_checkpoint(path)
-        if found.head is None or found.data is None:
+        checkpoint = checkpoints.open_checkpoint(path)
+        if checkpoint.head is None or checkpoint.data is None:
             raise CheckpointError(
-                f"{path}: a {found.format} checkpoint has no trained head; fine-tune it first "
+                f"{path}: a {checkpoint.format} checkpoint has no trained head; fine-tune it first "
                 "(`keras-bert finetune`, or Bert.from_checkpoint and fit)"
             )
-        network = Network(found.encoder, found.head)
-        bert = cls(Text(found.vocabulary, found.text), network, found.data, found.contents.windows)
-        bert.report = checkpoints.load(bert.network, found)
+        network = Network(checkpoint.encoder, checkpoint.head)
+        bert = cls(Text(checkpoint.vocabulary, checkpoint.text), network, checkpoint.data, checkpoint.contents.windows)
+        bert.report = checkpoints.load(bert.network, checkpoint)
         return bert
 
     @property
@@ -332,9 +335,9 @@ class Bert:
         """
         return self.plain(self.arrays(texts, text_pairs, batch_size, progress, windows, choices))
 
-    def plain(self, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    def plain(self, arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         """What `arrays` gives, as `predict` gives it."""
-        rows = ({name: values[i] for name, values in found.items()} for i in range(len(found["truncated"])))
+        rows = ({name: values[i] for name, values in arrays.items()} for i in range(len(arrays["truncated"])))
         return [self.head.plain(row) | {"truncated": bool(row["truncated"])} for row in rows]
 
     def evaluate(
@@ -378,10 +381,10 @@ class Bert:
     def embed(self, texts: Sequence[str], batch_size: int = 64, progress: Any = None) -> np.ndarray:
         """A vector of each text, float32 `[n, E]`: what the signature `embedding` gives."""
         self._has("embedding")
-        found: dict[int, np.ndarray] = {}
+        rows: dict[int, np.ndarray] = {}
         for batch, answer in self._asked("embedding", Examples((strings("texts", texts),)), batch_size, progress):
-            found |= dict(zip(batch.tolist(), answer["embedding"], strict=True))
-        return np.stack([found[i] for i in range(len(found))]) if found else answer["embedding"]
+            rows |= dict(zip(batch.tolist(), answer["embedding"], strict=True))
+        return np.stack([rows[i] for i in range(len(rows))]) if rows else answer["embedding"]
 
     def embed_tokens(
         self, texts: Sequence[str], batch_size: int = 64, progress: Any = None
@@ -392,12 +395,12 @@ class Bert:
             ConfigError: the task of the model is not "embed" or "similarity".
         """
         self._has("token_embeddings")
-        found: dict[int, tuple[list[str], np.ndarray]] = {}
+        tokens: dict[int, tuple[list[str], np.ndarray]] = {}
         for batch, rows in self._asked("token_embeddings", Examples((strings("texts", texts),)), batch_size, progress):
             for i, pieces, vectors in zip(batch.tolist(), rows["tokens"], rows["embeddings"], strict=True):
-                kept = [piece.decode("utf-8") for piece in pieces if piece]
-                found[i] = kept, vectors[: len(kept)].copy()
-        return [found[i] for i in range(len(found))]
+                pieces_read = [piece.decode("utf-8") for piece in pieces if piece]
+                tokens[i] = pieces_read, vectors[: len(pieces_read)].copy()
+        return [tokens[i] for i in range(len(tokens))]
 
     def _has(self, name: str) -> None:
         """Raises ConfigError where the model has no signature of this name."""
@@ -487,12 +490,12 @@ class Bert:
             raise DataError("this model reads " + ("pairs: give text_pairs too" if self.pair else "single texts"))
         if (self.head.config.reads == "choices") != (choices is not None):
             raise DataError("this model chooses: give choices too" if choices is None else "this model has no choices")
-        found: list[list[Any]] = [strings("texts", texts)]
+        columns: list[list[Any]] = [strings("texts", texts)]
         if pairs is not None:
-            found.append(strings("text_pairs", pairs))
+            columns.append(strings("text_pairs", pairs))
         if choices is not None:
-            found.append(filled([strings(f"choices[{i}]", row) for i, row in enumerate(choices)]))
-        return tuple(found)
+            columns.append(filled([strings(f"choices[{i}]", row) for i, row in enumerate(choices)]))
+        return tuple(columns)
 
 
 class Ensemble(Bert):
@@ -539,15 +542,15 @@ def strings(name: str, values: Sequence[str]) -> list[str]:
         DataError: it is one string or no list, or holds something that is no string.
     """
     try:
-        found = None if isinstance(values, str | bytes) else list(values)
+        texts = None if isinstance(values, str | bytes) else list(values)
     except TypeError:  # a scalar array or tensor, None, a number
-        found = None
-    if found is None:
+        texts = None
+    if texts is None:
         raise DataError(f"{name} must be a list of strings; put a single text into a list")
-    for i, value in enumerate(found):
+    for i, value in enumerate(texts):
         if not isinstance(value, str):
             raise DataError(f"{name}[{i}] is {value!r}, a {type(value).__name__} and not a string")
-    return found
+    return texts
 
 
 NEW_HEAD: rules.Rules[bool] = (

@@ -493,6 +493,6 @@ def tasks_with(kind: type[HeadConfig] = HeadConfig, **facts: Any) -> list[str]:
     """The tasks whose class is a `kind` with these facts, such as `tasks_with(has_labels=True)`."""
     return [
         task
-        for task, found in TASKS.items()
-        if issubclass(found, kind) and all(getattr(found, name) == value for name, value in facts.items())
+        for task, one in TASKS.items()
+        if issubclass(one, kind) and all(getattr(one, name) == value for name, value in facts.items())
     ]

@@ -119,10 +119,10 @@ class FileSource(Source):
         files = find(pattern)
         if not how.labelled and {Path(path).suffix.lower() for path in files} <= set(self.without_labels):
             return super().read(pattern, data, how)
-        found = [self.read_file(path, data, how) for path in files]
-        names = [name for name in found[0].columns if all(name in table.columns for table in found)]
-        merged = {name: [value for table in found for value in table[name]] for name in names}
-        return Table(merged, [f for t in found for f in t.files], [n for t in found for n in t.lines], found[0].unit)
+        tables = [self.read_file(path, data, how) for path in files]
+        names = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
+        merged = {name: [value for table in tables for value in table[name]] for name in names}
+        return Table(merged, [f for t in tables for f in t.files], [n for t in tables for n in t.lines], tables[0].unit)
 
     def read_file(self, path: str, data: DataConfig, how: Reading) -> Table:
         """The rows of one file.
@@ -135,8 +135,8 @@ class FileSource(Source):
 
 def source_of(config: HeadConfig | type[HeadConfig]) -> Source:
     """The source of a task."""
-    found: Source = resolve(config.source)()
-    return found
+    source: Source = resolve(config.source)()
+    return source
 
 
 def read_labelled(task: str, pattern: str | Path, data: DataConfig, how: Reading | None = None) -> Table:
@@ -160,5 +160,5 @@ def no_tokenizer() -> WordPiece:
 
 
 def no_labels(table: Table) -> np.ndarray:
-    """Labels of rows that have none beside their segments, int32 `[n]` zeros."""
+    """Labels of rows that have none besides their segments, int32 `[n]` zeros."""
     return np.zeros(len(table), np.int32)

@@ -144,11 +144,11 @@ def vector(served: Served, features: Tensors) -> Tensors:
 def vectors(served: Served, features: Tensors) -> Tensors:
     """`embeddings` `[B, T, E]` of every token, [CLS] and [SEP] too, and `tokens` `[B, T]`; the rest is 0 and ""."""
     mask, width = features["padding_mask"], served.text_layer.config.max_seq_length
-    found = tf.where(mask[:, :, tf.newaxis], served.encoded(features, "vectors")["vectors"], 0.0)
-    padding = [[0, 0], [0, width - tf.shape(found)[1]], [0, 0]]
+    values = tf.where(mask[:, :, tf.newaxis], served.encoded(features, "vectors")["vectors"], 0.0)
+    padding = [[0, 0], [0, width - tf.shape(values)[1]], [0, 0]]
     tokens = tokenize(served, features["strings"])
     return {
-        "embeddings": tf.ensure_shape(tf.pad(found, padding), [None, width, found.shape[2]]),
+        "embeddings": tf.ensure_shape(tf.pad(values, padding), [None, width, values.shape[2]]),
         **{name: tokens[name] for name in ("tokens", "num_tokens", "truncated")},
     }
 
@@ -193,8 +193,8 @@ def tokenize_choices(served: Served, *texts: Any) -> Tensors:
     shape = tf.shape(choices)
     repeated = [tf.repeat(text, shape[1]) for text in first]
     second = tf.strings.join([*repeated[1:], tf.reshape(choices, [-1])], " ")
-    found = tokenize(served, repeated[0], second)
-    return {name: tf.reshape(v, tf.concat([shape, tf.shape(v)[1:]], 0)) for name, v in found.items()}
+    rows = tokenize(served, repeated[0], second)
+    return {name: tf.reshape(v, tf.concat([shape, tf.shape(v)[1:]], 0)) for name, v in rows.items()}
 
 
 MAKERS: dict[str, Callable[[Served], Made]] = {

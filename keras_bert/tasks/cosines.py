@@ -91,10 +91,10 @@ def retrieval(targets: np.ndarray, vectors: np.ndarray, chunk: int = 1024) -> di
     ranks = [np.zeros(0)]
     for start in range(0, len(asked), chunk):
         part = asked[start : start + chunk]
-        found = vectors[part, 0] @ vectors[:, 1].T
+        scores = vectors[part, 0] @ vectors[:, 1].T
         own = np.sum(vectors[part, 0] * vectors[part, 1], axis=1, keepdims=True)
         same = (targets[part, None, 0] == targets[:, 0]) | (targets[part, None, 1] == targets[:, 1])
-        ranks.append(1 + np.sum((found > own + 1e-6) & ~same, axis=1))
+        ranks.append(1 + np.sum((scores > own + 1e-6) & ~same, axis=1))
     ranked = np.concatenate(ranks)
     if not len(ranked):
         return {"accuracy": 0.0, "mrr": 0.0}

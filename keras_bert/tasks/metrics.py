@@ -56,10 +56,10 @@ def matthews(counts: np.ndarray) -> float:
 
 def multilabel(labels: np.ndarray, active: np.ndarray) -> dict[str, float]:
     """`accuracy` (all labels of a row right), micro `f1` and `macro_f1` of 0/1 arrays `[rows, n]`."""
-    wanted, active = labels.astype(bool), active.astype(bool)
-    hit, given, true = (wanted & active).sum(0), active.sum(0), wanted.sum(0)
+    true_labels, active = labels.astype(bool), active.astype(bool)
+    hit, given, true = (true_labels & active).sum(0), active.sum(0), true_labels.sum(0)
     return {
-        "accuracy": float((wanted == active).all(1).mean()) if len(wanted) else 0.0,
+        "accuracy": float((true_labels == active).all(1).mean()) if len(true_labels) else 0.0,
         "f1": float(_ratio(2 * hit.sum(), given.sum() + true.sum())),
         "macro_f1": float(_ratio(2 * hit, given + true).mean()),
     }
@@ -112,13 +112,13 @@ def reliability(sure: np.ndarray, right: np.ndarray, bins: int = 15) -> tuple[di
     sure, right = sure.astype(np.float64), right.astype(np.float64)
     where = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(where, minlength=bins)
-    there = count > 0
+    filled = count > 0
     table = {
-        name: np.bincount(where, values, bins)[there] / count[there]
+        name: np.bincount(where, values, bins)[filled] / count[filled]
         for name, values in (("sure", sure), ("right", right))
     }
-    error = float((np.abs(table["sure"] - table["right"]) * count[there]).sum() / max(len(sure), 1))
-    return table | {"count": count[there]}, error
+    error = float((np.abs(table["sure"] - table["right"]) * count[filled]).sum() / max(len(sure), 1))
+    return table | {"count": count[filled]}, error
 
 
 def regression(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -130,11 +130,11 @@ def regression(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     }
 
 
-def entities(labels: Sequence[Set[tuple[int, ...]]], found: Sequence[Set[tuple[int, ...]]]) -> dict[str, float]:
+def entities(labels: Sequence[Set[tuple[int, ...]]], predicted: Sequence[Set[tuple[int, ...]]]) -> dict[str, float]:
     """`precision`, `recall` and `f1` over all entities of all rows, each right where place and type are (seqeval's)."""
-    hit = sum(len(a & b) for a, b in zip(labels, found, strict=True))
-    given, true = sum(map(len, found)), sum(map(len, labels))
-    return {"precision": hit / max(given, 1), "recall": hit / max(true, 1), "f1": 2 * hit / max(given + true, 1)}
+    hit = sum(len(a & b) for a, b in zip(labels, predicted, strict=True))
+    count, true = sum(map(len, predicted)), sum(map(len, labels))
+    return {"precision": hit / max(count, 1), "recall": hit / max(true, 1), "f1": 2 * hit / max(count + true, 1)}
 
 
 # === Answers to questions ===
@@ -149,9 +149,9 @@ def normalized(answer: str) -> str:
     return " ".join(ARTICLES.sub(" ", answer.lower().translate(NO_PUNCTUATION)).split())
 
 
-def exact_match(gold: str, found: str) -> float:
+def exact_match(gold: str, answer: str) -> float:
     """1 where two answers are the same, normalized; else 0."""
-    return float(normalized(gold) == normalized(found))
+    return float(normalized(gold) == normalized(answer))
 
 
 def answer_f1(gold: str, found: str) -> float:
@@ -162,7 +162,7 @@ def answer_f1(gold: str, found: str) -> float:
     return 2 * (Counter(a) & Counter(b)).total() / (len(a) + len(b))
 
 
-def reading(
+def answers_to_questions(
     golds: Sequence[Sequence[str]], best: Sequence[str], silent: np.ndarray, odds: np.ndarray | None = None
 ) -> dict[str, float]:
     """SQuAD's `exact` and `f1`, from 0 to 1, and of the questions with and without an answer where there are both.
@@ -181,12 +181,12 @@ def reading(
     result: dict[str, float] = {}
     scores: dict[str, np.ndarray] = {}
     for name, score in (("exact", exact_match), ("f1", answer_f1)):
-        given = np.array([max(score(g, a) for g in row) for row, a in zip(known, best, strict=True)], np.float64)
-        kept = np.array([max(score(g, "") for g in row) for row in known], np.float64)
-        scores[name] = np.where(silent, kept, given)
+        spoken = np.array([max(score(g, a) for g in row) for row, a in zip(known, best, strict=True)], np.float64)
+        silence = np.array([max(score(g, "") for g in row) for row in known], np.float64)
+        scores[name] = np.where(silent, silence, spoken)
         result[name] = float(scores[name].mean()) if len(known) else 0.0
         if odds is not None and len(known):
-            result[f"best_{name}"], result[f"best_{name}_thresh"] = best_threshold(given, kept, odds)
+            result[f"best_{name}"], result[f"best_{name}_thresh"] = best_threshold(spoken, silence, odds)
     answerable = np.array([row != [""] for row in known], bool)
     for part, chosen in (("HasAns", answerable), ("NoAns", ~answerable)):
         if answerable.any() and not answerable.all():
@@ -194,39 +194,39 @@ def reading(
     return {"best_f1": result["f1"]} | result
 
 
-def best_threshold(given: np.ndarray, kept: np.ndarray, odds: np.ndarray) -> tuple[float, float]:
+def best_threshold(spoken: np.ndarray, silence: np.ndarray, odds: np.ndarray) -> tuple[float, float]:
     """The best mean score, and the threshold of the odds above which nothing is answered that gives it.
 
     Args:
-        given, kept: the score of each question where it is answered, and where it is not, `[n]`, n > 0.
+        spoken, kept: the score of each question where it is answered, and where it is not, `[n]`, n > 0.
     """
     order = np.argsort(odds, kind="stable")
-    totals = np.concatenate([[0.0], np.cumsum((given - kept)[order])])
+    totals = np.concatenate([[0.0], np.cumsum((spoken - silence)[order])])
     together = np.concatenate([[False], np.diff(odds[order]) == 0, [False]])  # equal odds are answered alike
     best = int(np.where(together, -np.inf, totals).argmax())
     around = odds[order[max(best - 1, 0) : best + 1]]
     threshold = around.mean() if best else around[0] - 1.0
-    return float((kept.sum() + totals[best]) / len(odds)), float(threshold)
+    return float((silence.sum() + totals[best]) / len(odds)), float(threshold)
 
 
 # === Words ===
 
 
-def cloze(wanted: np.ndarray, found: np.ndarray) -> dict[str, float]:
+def cloze(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Share of the masks whose word is among the best k, `p_at_k`, for k = 1, 5, 10 and the most there is; `mrr`.
 
     Args:
-        wanted: numbers of the right words, int `[n, E]`, -1 where there is no mask.
-        found: numbers of the best words, int `[n, M, k]`; what is beyond M was not answered, and counts as wrong.
+        labels: numbers of the right words, int `[n, E]`, -1 where there is no mask.
+        predicted: numbers of the best words, int `[n, M, k]`; what is beyond M was not answered, and counts as wrong.
     """
-    masks = min(wanted.shape[1], found.shape[1])
-    hits = (found[:, :masks] == wanted[:, :masks, np.newaxis]) & (wanted[:, :masks, np.newaxis] >= 0)
-    size, total = found.shape[2], max(int((wanted >= 0).sum()), 1)
+    masks = min(labels.shape[1], predicted.shape[1])
+    hits = (predicted[:, :masks] == labels[:, :masks, np.newaxis]) & (labels[:, :masks, np.newaxis] >= 0)
+    size, total = predicted.shape[2], max(int((labels >= 0).sum()), 1)
     shares = {f"p_at_{k}": float(hits[:, :, :k].any(2).sum() / total) for k in (1, 5, 10, size) if k <= size}
     return shares | {"mrr": float((hits / np.arange(1, size + 1)).sum() / total)}
 
 
-def generation(references: Sequence[str], found: Sequence[str]) -> dict[str, float]:
+def generation(references: Sequence[str], generated: Sequence[str]) -> dict[str, float]:
     """`rouge_l` (the mean F1 of rouge-score), `bleu` (of the whole set, sacrebleu) and `exact_match`, from 0 to 1.
 
     Case counts for none of them, white space not for `exact_match`; an ideograph is a word of its own.
@@ -235,7 +235,7 @@ def generation(references: Sequence[str], found: Sequence[str]) -> dict[str, flo
         ConfigError: one of the libraries is not installed.
     """
     scorer, bleu = generation_libraries()
-    golds, texts = ([IDEOGRAPH.sub(r" \1 ", text.lower()) for text in row] for row in (references, found))
+    golds, texts = ([IDEOGRAPH.sub(r" \1 ", text.lower()) for text in row] for row in (references, generated))
     rouge = scorer.RougeScorer(["rougeL"], tokenizer=_Words())
     scores = [rouge.score(gold, text)["rougeL"].fmeasure for gold, text in zip(golds, texts, strict=True)]
     same = ["".join(gold.split()) == "".join(text.split()) for gold, text in zip(golds, texts, strict=True)]

@@ -86,7 +86,7 @@ class Span(Head):
             for (passage, _), (start, end) in zip(references, places, strict=True)
         ]
         odds = answers["null_score_diff"] if self.config.version_2_with_negative else None
-        return metrics.reading([golds for _, golds in references], best, answers["start_byte"] < 0, odds)
+        return metrics.answers_to_questions([golds for _, golds in references], best, answers["start_byte"] < 0, odds)
 
     def with_tuned_threshold(self, record: dict[str, Any]) -> HeadConfig:
         if not self.config.version_2_with_negative:

@@ -32,20 +32,20 @@ def targets(gold: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
         starts, ends: where the tokens are, -1 where they are none of the passage, int32 `[W, T]`.
     """
     first, last = gold[:, :1], gold[:, 1:]
-    there = starts >= 0
+    real = starts >= 0
     whole = ops.logical_and(
-        ops.any(ops.logical_and(there, starts <= first), axis=1, keepdims=True),
-        ops.any(ops.logical_and(there, ends >= last), axis=1, keepdims=True),
+        ops.any(ops.logical_and(real, starts <= first), axis=1, keepdims=True),
+        ops.any(ops.logical_and(real, ends >= last), axis=1, keepdims=True),
     )
     known = ops.logical_and(first >= 0, whole)
-    inside = ops.logical_and(there, ops.logical_and(ends > first, starts < last))
+    inside = ops.logical_and(real, ops.logical_and(ends > first, starts < last))
     inside = ops.cast(ops.logical_and(inside, known), "int32")
     cls = ops.cast(ops.arange(ops.shape(starts)[1])[None, :] == 0, "int32")
     count = ops.cumsum(inside, axis=1) * inside
     is_start = ops.cast(count == 1, "int32")
     is_end = inside * ops.cast(count == ops.sum(inside, axis=1, keepdims=True), "int32")
     none = cls * ops.cast(ops.logical_and(ops.sum(inside, axis=1, keepdims=True) == 0, first > -2), "int32")
-    allowed = ops.maximum(ops.cast(there, "int32"), cls)
+    allowed = ops.maximum(ops.cast(real, "int32"), cls)
     return allowed * ALLOWED + (is_start + none) * START + (is_end + none) * END
 
 
@@ -60,16 +60,16 @@ def bit(marks: Tensor, which: int) -> Tensor:
 def joint(logits: Tensor, features: dict[str, Tensor], longest: int, size: int) -> tuple[Tensor, ...]:
     """The best n of all spans of at most `longest` tokens."""
     starts, ends = features["starts"], features["ends"]
-    there = starts >= 0
+    real = starts >= 0
     width = ops.shape(starts)[1]
-    opens = ops.where(ops.logical_and(there, features["best"]), logits[..., 0], LOW)
-    closes = ops.pad(ops.where(there, logits[..., 1], LOW), ((0, 0), (0, longest - 1)), constant_values=LOW)
+    opens = ops.where(ops.logical_and(real, features["best"]), logits[..., 0], LOW)
+    closes = ops.pad(ops.where(real, logits[..., 1], LOW), ((0, 0), (0, longest - 1)), constant_values=LOW)
     band = ops.stack([closes[:, d : d + width] for d in range(longest)], axis=2)  # [W, T, longest]
     scores = ops.reshape(opens[:, :, None] + band, (-1, width * longest))
-    scores, found = ops.top_k(ops.pad(scores, ((0, 0), (0, size)), constant_values=LOW), size)
-    found = ops.minimum(ops.cast(found, "int32"), width * longest - 1)
-    first = found // longest
-    last = ops.minimum(first + found % longest, width - 1)
+    scores, flat = ops.top_k(ops.pad(scores, ((0, 0), (0, size)), constant_values=LOW), size)
+    flat = ops.minimum(ops.cast(flat, "int32"), width * longest - 1)
+    first = flat // longest
+    last = ops.minimum(first + flat % longest, width - 1)
     places = (ops.take_along_axis(starts, first, axis=1), ops.take_along_axis(ends, last, axis=1))
     scores, best = ops.top_k(of_rows(scores, features, LOW), size)
     found_bytes = (ops.take_along_axis(of_rows(p, features, -1), best, axis=1) for p in places)
@@ -82,14 +82,14 @@ def independent(logits: Tensor, features: dict[str, Tensor], longest: int, size:
     The score is the logarithm of both probabilities' product, that of no answer is of what is left to 1.
     """
     seen = ops.logical_and(features["starts"] >= 0, features["best"])
-    found: list[Tensor] = []
+    places: list[Tensor] = []
     score: Tensor = 0.0
     for i, name in enumerate(("starts", "ends")):
         scores = of_rows(ops.where(seen, logits[..., i], LOW), features, LOW)
         best = ops.argmax(scores, axis=1, keepdims=True)
-        found.append(ops.take_along_axis(of_rows(features[name], features, -1), best, axis=1))
+        places.append(ops.take_along_axis(of_rows(features[name], features, -1), best, axis=1))
         score = score + ops.take_along_axis(ops.log_softmax(scores, axis=1), best, axis=1)
-    first, last = found
+    first, last = places
     fill = ((0, 0), (0, size - 1))
     return (
         ops.pad(first, fill, constant_values=-1),
@@ -111,8 +111,8 @@ def of_rows(values: Tensor, features: dict[str, Tensor], none: Any) -> Tensor:
     window = ops.where(valid, (ops.cumsum(counts) - counts)[:, None] + number, 0)
     filled = ops.pad(values, ((0, 1), (0, 0)), constant_values=none)  # window 0, where there is none at all
     width = ops.shape(values)[1]
-    found = ops.where(valid[:, :, None], ops.take(filled, window, axis=0), ops.cast(none, values.dtype))
-    return ops.reshape(found, (ops.shape(counts)[0], most * width))
+    gathered = ops.where(valid[:, :, None], ops.take(filled, window, axis=0), ops.cast(none, values.dtype))
+    return ops.reshape(gathered, (ops.shape(counts)[0], most * width))
 
 
 def null(logits: Tensor, features: dict[str, Tensor]) -> Tensor:
@@ -120,11 +120,11 @@ def null(logits: Tensor, features: dict[str, Tensor]) -> Tensor:
     return ops.min(of_rows(logits[:, 0, 0:1] + logits[:, 0, 1:2], features, -LOW), axis=1)
 
 
-def answer(found: tuple[Tensor, ...], negative: bool, threshold: float) -> dict[str, Tensor]:
+def answer(best: tuple[Tensor, ...], negative: bool, threshold: float) -> dict[str, Tensor]:
     """What is answered, given the n best spans of each question.
 
     Args:
-        found: what one of `DECODES` gives.
+        best: what one of `DECODES` gives.
         negative: may there be no answer though there are spans?
         threshold: there is none where its score is more than this above that of the best span.
 
@@ -133,14 +133,14 @@ def answer(found: tuple[Tensor, ...], negative: bool, threshold: float) -> dict[
         where that may be) and `null_score_diff` float32 `[B]`; `nbest_start_bytes`, `nbest_end_bytes` int32 and
         `nbest_scores` float32 `[B, n]`, which are spans only and filled up with -1 and 0.
     """
-    first, last, scores, null = found
-    there = scores > LOW / 2
-    empty = ops.logical_not(there[:, 0])
+    first, last, scores, null = best
+    real = scores > LOW / 2
+    empty = ops.logical_not(real[:, 0])
     diff = ops.where(empty, HIGH, ops.clip(null - scores[:, 0], -HIGH, HIGH))
     none = ops.logical_or(empty, diff > threshold) if negative else empty
     silence = null if negative else ops.where(empty, null, LOW)
     shares = ops.softmax(ops.concatenate([scores, silence[:, None]], axis=1), axis=1)
-    first, last = ops.where(there, first, -1), ops.where(there, last, -1)
+    first, last = ops.where(real, first, -1), ops.where(real, last, -1)
     return {
         "start_byte": ops.where(none, -1, first[:, 0]),
         "end_byte": ops.where(none, -1, last[:, 0]),
@@ -148,5 +148,5 @@ def answer(found: tuple[Tensor, ...], negative: bool, threshold: float) -> dict[
         "null_score_diff": diff,
         "nbest_start_bytes": first,
         "nbest_end_bytes": last,
-        "nbest_scores": ops.where(there, shares[:, :-1], 0.0),
+        "nbest_scores": ops.where(real, shares[:, :-1], 0.0),
     }

@@ -48,16 +48,16 @@ def by_word(values: Tensor, chosen: Tensor, features: dict[str, Tensor], how: Ca
     return ops.reshape(flat[:-1], (count, width, *shape))
 
 
-def argmax(logits: Tensor, there: Tensor) -> Tensor:
+def argmax(logits: Tensor, words: Tensor) -> Tensor:
     """The best tag of each word on its own, int32 `[B, U]`."""
     return ops.cast(ops.argmax(logits, axis=-1), "int32")
 
 
-def constrained(logits: Tensor, there: Tensor) -> Tensor:
+def constrained(logits: Tensor, words: Tensor) -> Tensor:
     """The best row of tags in which I- follows B- or I- of its type only (Viterbi 1967), int32 `[B, U]`."""
     width = logits.shape[-1]
     tags = ops.arange(width, dtype="int32")[None, :]
-    scores = ops.transpose(ops.where(there[:, :, None], logits, 0.0), (1, 0, 2))
+    scores = ops.transpose(ops.where(words[:, :, None], logits, 0.0), (1, 0, 2))
 
     def step(before: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """Totals `[B, width]` of the best rows that end in each tag, after one word more."""
@@ -77,8 +77,8 @@ def constrained(logits: Tensor, there: Tensor) -> Tensor:
 
     outside = ops.zeros_like(logits[:, 0]) + ops.where(tags == 0, 0.0, LOW)
     last, totals = ops.scan(step, outside, scores)
-    _, found = ops.scan(back, ops.cast(0 * last[:, 0], "int32"), totals, reverse=True)
-    return ops.transpose(found)
+    _, path = ops.scan(back, ops.cast(0 * last[:, 0], "int32"), totals, reverse=True)
+    return ops.transpose(path)
 
 
 DECODES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"argmax": argmax, "constrained": constrained}
@@ -111,15 +111,15 @@ def entities(tags: Tensor, probabilities: Tensor, starts: Tensor, ends: Tensor, 
 
     def places(mask: Tensor) -> Tensor:
         """Where `mask` is True, in order, `[B, E]`; `width` behind the last."""
-        found = ops.pad(ops.where(mask, place, width), ((0, 0), (0, size)), constant_values=2**30)
-        return ops.minimum(ops.sort(found, axis=1)[:, :size], width)
+        ordered = ops.pad(ops.where(mask, place, width), ((0, 0), (0, size)), constant_values=2**30)
+        return ops.minimum(ops.sort(ordered, axis=1)[:, :size], width)
 
     first, last = places(opens), places(closes)
-    there = first < width
+    real = first < width
 
     def at(values: Tensor, where: Tensor, none: Any) -> Tensor:
-        found = ops.take_along_axis(ops.pad(values, ((0, 0), (0, 1))), where, axis=1)
-        return ops.where(there, found, ops.cast(none, found.dtype))
+        picked = ops.take_along_axis(ops.pad(values, ((0, 0), (0, 1))), where, axis=1)
+        return ops.where(real, picked, ops.cast(none, picked.dtype))
 
     total = ops.cumsum(ops.where(inside, probabilities, 0.0), axis=1)
     score = at(total, last, 0) - at(total - probabilities, first, 0)
@@ -127,6 +127,6 @@ def entities(tags: Tensor, probabilities: Tensor, starts: Tensor, ends: Tensor, 
         "type_ids": at(kinds, first, 0) - 1,
         "start_bytes": at(starts, first, -1),
         "end_bytes": at(ends, last, -1),
-        "scores": ops.where(there, score / ops.cast(last - first + 1, "float32"), 0.0),
+        "scores": ops.where(real, score / ops.cast(last - first + 1, "float32"), 0.0),
         "num_entities": ops.sum(ops.cast(opens, "int32"), axis=1),
     }

@@ -29,14 +29,14 @@ def is_mask(features: dict[str, Tensor], mask_id: int) -> Tensor:
     return ops.logical_and(ops.equal(features["token_ids"], mask_id), ops.cast(features["padding_mask"], "bool"))
 
 
-def masks(there: Tensor, most: int) -> Tensor:
+def masks(masked: Tensor, most: int) -> Tensor:
     """Where the first masks of each row are, in order, int32 `[B, P]`; T behind the last.
 
     P is their number in the row that has most of them, from 1 to `most`.
     """
-    width = ops.shape(there)[1]
-    places = ops.sort(ops.where(there, ops.arange(width, dtype="int32")[None, :], width), axis=1)
-    count = ops.max(ops.sum(ops.cast(there, "int32"), axis=1), initial=1)
+    width = ops.shape(masked)[1]
+    places = ops.sort(ops.where(masked, ops.arange(width, dtype="int32")[None, :], width), axis=1)
+    count = ops.max(ops.sum(ops.cast(masked, "int32"), axis=1), initial=1)
     return places[:, : ops.minimum(count, most)]
 
 
@@ -54,11 +54,11 @@ def best(logits: Tensor, places: Tensor, width: Any, size: int, most: int) -> di
         `places` int32 `[B, E]`. Filled up with -1, 0 and -1.
     """
     scores, ids = ops.top_k(ops.softmax(ops.cast(logits, "float32"), axis=2), size)
-    there = places < width
+    real = places < width
 
     def padded(values: Tensor, none: Any) -> Tensor:
         shape = ops.shape(values)[2:]
-        chosen = ops.reshape(there, (*ops.shape(there), *(1 for _ in shape)))
+        chosen = ops.reshape(real, (*ops.shape(real), *(1 for _ in shape)))
         known = ops.where(chosen, values, ops.cast(none, values.dtype))
         grown = ops.pad(known, ((0, 0), (0, most), *((0, 0) for _ in shape)), constant_values=none)
         return ops.reshape(grown[:, :most], (-1, most, *shape))

@@ -33,7 +33,7 @@ from keras_bert.data.tables import Table
 from keras_bert.errors import ConfigError
 from keras_bert.tasks import metrics
 from keras_bert.tasks.network import HEADS
-from keras_bert.tasks.scores import Scores
+from keras_bert.tasks.scores import ClassScores
 from keras_bert.training import optimizers
 from keras_bert.training.finetune import fit
 from keras_bert.training.loop import Keeping
@@ -42,8 +42,6 @@ RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0, 2, (50, 4)).astype(np.float32)
 IDS, MANY = RANDOM.integers(0, 4, 50), (RANDOM.random((50, 4)) < 0.4).astype(np.float32)
 WEIGHTS = (0.5, 2.0, 1.0, 7.25)
-by_label = Scores(HeadConfig()).of_answers
-"""Answers of a model -> scores in the order of the labels."""
 TORCH = "losses are compared with PyTorch's (pip install torch)"
 
 
@@ -97,6 +95,11 @@ def test_balanced_weights_are_those_of_scikit_learn():
     each = [peer.compute_class_weight("balanced", classes=np.arange(2), y=column.astype(int)) for column in MANY.T]
     wanted = [positive / negative for negative, positive in each]
     np.testing.assert_allclose(label_weights("balanced", MANY, list("abcd")), wanted, rtol=1e-6)
+
+
+def by_label(answers):
+    """Scores in the order of the labels."""
+    return ClassScores(HeadConfig()).of_answers(answers)
 
 
 def test_weights_are_given_by_label():

@@ -261,7 +261,7 @@ def test_exact_match_and_f1_are_those_of_the_official_script():
             assert scores == pytest.approx(official_scores(other, one), abs=1e-12)
     known = [[g for g in gold if official_words(g)] or [""] for gold in golds]
     has, silent = np.array([gold != [""] for gold in known]), np.array([not one for one in found])
-    ours = metrics.reading(golds, [one or "x" for one in found], silent)
+    ours = metrics.answers_to_questions(golds, [one or "x" for one in found], silent)
     for i, name in enumerate(("exact", "f1")):
         each = np.array([max(official_scores(g, one)[i] for g in gold) for gold, one in zip(known, found, strict=True)])
         assert ours[name] == pytest.approx(each.mean(), abs=1e-12)
