@@ -114,6 +114,8 @@ def run(flags: Flags) -> dict[str, Any]:
         objectives=list(pretraining.weights) or None,
         reduction=pretraining.loss_reduction,
     )
+    for source in filter(None, (*(phase.rows for phase in phases), held_out)):
+        source.check(network.head)
     if found is not None:
         from keras_bert.checkpoints import checkpoints
 

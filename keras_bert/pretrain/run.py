@@ -175,7 +175,8 @@ def pretrain(
     Args:
         network: starting weights, and the objectives; has the last weights at the end.
         vocabulary, text: saved beside the weights.
-        held_out: rows to evaluate on; None records the training losses alone.
+        held_out: rows to evaluate on; None records the training losses alone. `CorpusBatches.check` says whether the
+            objectives can learn from these and from the phases' rows.
         keeping: where states and, after each evaluation, the model in our format go.
 
     Raises:
@@ -184,8 +185,6 @@ def pretrain(
     steps = sum(phase.steps for phase in phases)
     rounds = Rounds(steps, min(pretraining.eval_steps, steps), "step")
     factors = {name_of(objective): weight for objective, weight in pretraining.weights.items()}
-    for rows in filter(None, (*(phase.rows for phase in phases), held_out)):
-        rows.check(network.head)
     trainer = Trainer(lambda policy: Pretraining(network.like(policy), factors), network, optimizer, config, steps)
     ends = list(itertools.accumulate(phase.steps for phase in phases))
 

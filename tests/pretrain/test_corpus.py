@@ -427,7 +427,7 @@ def test_an_error_in_another_process_is_the_same(desk, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_seq_length": 4}, {"masked_lm_prob": 0.0}, {"short_seq_prob": 1.5}, {"dupe_factor": -1}, {"pairs": "all"}],
+    [{"max_seq_length": 4}, {"masked_lm_prob": 0.0}, {"short_seq_prob": 1.5}, {"dupe_factor": -1}, {"format": "all"}],
 )
 def test_settings_out_of_range(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):

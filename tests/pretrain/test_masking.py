@@ -158,7 +158,7 @@ def test_a_piece_beside_a_special_token_is_a_word_of_its_own():
     starts = Masking(MaskingConfig(), VOCABULARY, 0)._starts
     ids = tf.constant([[CLS, 80, 81, 10, 80, SEP, 80, SEP]])
     fixed = tf.constant(np.isin(ids, (CLS, SEP)))
-    assert starts(ids, fixed).numpy().astype(int).tolist() == [[1, 1, 0, 1, 0, 1, 1, 1]]
+    assert starts({"token_ids": ids}, fixed).numpy().astype(int).tolist() == [[1, 1, 0, 1, 0, 1, 1, 1]]
 
 
 def test_filling_equals_looking_at_one_after_the_other():
@@ -177,7 +177,9 @@ def test_filling_equals_looking_at_one_after_the_other():
 def test_span_lengths_are_those_of_spanbert():
     starts = tf.ones((400, 1000), tf.bool)
     draws = masking.Draws(0, 0, tf.range(400), 1000)
-    number = masking.spans(starts, ~starts, draws).together.numpy()
+    nothing = tf.zeros_like(starts, tf.int32)
+    given = masking.MaskedRows(nothing, starts, ~starts, nothing[:, 0], {}, MaskingConfig(), draws, MASK, 100)
+    number = masking.spans(given).together.numpy()
     lengths = np.concatenate([np.bincount(row)[:-1] for row in number])  # the row's end cuts the last
     weights = 0.2 * 0.8 ** np.arange(10)
     expected = weights / weights.sum()
