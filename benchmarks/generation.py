@@ -55,7 +55,7 @@ def build(peer: str, source: int, target: int, beam: int):
 
     from keras_bert.config import EncoderConfig, HeadConfig, TextConfig
     from keras_bert.serving import signatures
-    from keras_bert.serving.served import FOUND, generated
+    from keras_bert.serving.served import ANSWERING, generated
     from keras_bert.tasks.network import Network
     from keras_bert.text.text import Text
 
@@ -65,7 +65,7 @@ def build(peer: str, source: int, target: int, beam: int):
     encoder = EncoderConfig(vocab_size=len(words), max_positions=512, attention_mask="seq2seq", **shape)
     network = Network(encoder, HeadConfig(task="generate", max_target_length=target, beam_size=beam))
     if peer == "read again":
-        FOUND["generate"] = partial(generated, start=partial(read_again, network))
+        ANSWERING["search"] = partial(generated, start=partial(read_again, network))
     answer = signatures.signature(Text(words, TextConfig(max_seq_length=source + target)), network, pair=False)
     text = tf.constant([" ".join(["fire", "storm"] * source)])
 

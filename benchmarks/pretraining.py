@@ -46,14 +46,16 @@ def common(folder: Path):
 
     from keras_bert.config import SIZES, MaskingConfig, TrainConfig
     from keras_bert.pretrain.reader import Corpus
-    from keras_bert.pretrain.run import Rows
+    from keras_bert.pretrain.run import CorpusBatches
     from keras_bert.text.vocabulary import read_vocabulary
 
     vocabulary = read_vocabulary(folder / "vocab.txt")
     shape = dataclasses.replace(SIZES["mini"], vocab_size=len(vocabulary), max_positions=LENGTH, activation="gelu_tanh")
     config = TrainConfig(train_batch_size=BATCH, eval_batch_size=64, seed=SEED)
     masking = MaskingConfig(max_predictions_per_seq=PREDICTIONS)
-    rows = [Rows(Corpus.open(folder / name), vocabulary, masking, config, LENGTH) for name in ("train", "held")]
+    rows = [
+        CorpusBatches(Corpus.open(folder / name), vocabulary, masking, config, LENGTH) for name in ("train", "held")
+    ]
     return vocabulary, shape, config, rows
 
 

@@ -37,7 +37,7 @@ from keras_bert.data.choices import encode_choices
 from keras_bert.data.entities import find_types
 from keras_bert.data.faults import Reading
 from keras_bert.data.masked import draw_masks, encode_words
-from keras_bert.data.readers import read_labelled
+from keras_bert.data.source import read_labelled
 from keras_bert.data.splits import split
 from keras_bert.data.tables import Table, read
 from keras_bert.tasks import metrics

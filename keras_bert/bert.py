@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from keras_bert import rules
 from keras_bert.checkpoints import checkpoints
 from keras_bert.config import (
-    PAIRED,
+    TASKS,
     DataConfig,
     EncoderConfig,
     FinetuneConfig,
@@ -25,20 +26,16 @@ from keras_bert.config import (
     from_dict,
     to_dict,
 )
-from keras_bert.data import entities, masked, questions
 from keras_bert.data.batches import Examples, batches_in_order, encoded, filled, lengths
-from keras_bert.data.choices import encode_choices
-from keras_bert.data.labels import encode_labels
-from keras_bert.data.pairs import encode_pairs
-from keras_bert.data.splits import hold_out, segment_columns
+from keras_bert.data.source import Source, source_of
+from keras_bert.data.splits import hold_out
 from keras_bert.data.tables import Table
 from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.progress import Progress
 from keras_bert.serving import export, signatures
-from keras_bert.serving.served import MERGED, Served
+from keras_bert.serving.served import Served, merging_of
 from keras_bert.serving.signatures import signatures_of
-from keras_bert.tasks.answers import ANSWERS
-from keras_bert.tasks.head import Words
+from keras_bert.tasks.head import Head
 from keras_bert.tasks.network import HEADS, Network
 from keras_bert.text.text import Text
 from keras_bert.text.vocabulary import MASK
@@ -74,9 +71,10 @@ class Bert:
     ) -> None:
         self.text, self.network = text, network
         self.data = data or DataConfig()
-        if isinstance(network.head, Words) and self.data.text_pair_column:
-            raise ConfigError(f"{network.head.config.task} reads single texts; leave text_pair_column empty")
-        if network.head.config.task in PAIRED and not self.data.text_pair_column:
+        config = network.head.config
+        if config.single and self.data.text_pair_column:
+            raise ConfigError(f"{config.task} reads single texts; leave text_pair_column empty")
+        if config.paired and not self.data.text_pair_column:
             self.data = dataclasses.replace(self.data, text_pair_column="text_pair")
         self.windows = windows or network.head.windows(text.config.max_seq_length)
         self.report: checkpoints.Report | None = None
@@ -122,12 +120,10 @@ class Bert:
             ConfigError: the labels do not suit the task, or the model has too few positions.
         """
         found, kind = checkpoints.open_checkpoint(path), choose(HEADS, task, "task")
-        if new_head or task == "embed":
+        if new_head or choose(TASKS, task, "task").encoder_only:
             found = dataclasses.replace(found, contents=dataclasses.replace(found.contents, head=None))
         fields: dict[str, Any] = {"task": task, "labels": list(map(str, labels)), "dropout": dropout}
-        if task == "fill_mask" and MASK in found.vocabulary:
-            fields["mask_token_id"] = found.vocabulary.index(MASK)
-        config = from_dict(HeadConfig, fields | (head or {}))
+        config = from_dict(HeadConfig, fields | kind.settings(found.vocabulary) | (head or {}))
         if found.head is not None and (found.head.task, found.head.labels) != (config.task, config.labels):
             raise CheckpointError(
                 f"{path}: was trained for {found.head.task} with labels {list(found.head.labels)}, "
@@ -144,7 +140,7 @@ class Bert:
         report = checkpoints.load(bert.network, found, NEW_HEAD if new_head else ((".*", False),))
         anew, filled = (tuple(p for p in report.filled if rules.match(fresh, p) == new) for new in (True, False))
         bert.report = dataclasses.replace(report, filled=filled, anew=anew)
-        if kind.pretrained and report.new:
+        if kind.pretrained_head and report.new:
             raise CheckpointError(
                 f"{found.path}: has no head for masked words ({report.new[0]} and {len(report.new) - 1} more are "
                 f"missing), which {task} answers with; take a checkpoint of pretraining that has kept it"
@@ -174,6 +170,16 @@ class Bert:
     def labels(self) -> tuple[str, ...]:
         """Label values in the order of class ids; empty for regression."""
         return self.network.head.config.labels
+
+    @property
+    def head(self) -> Head:
+        """The head of the network."""
+        return self.network.head
+
+    @property
+    def source(self) -> Source:
+        """What reads the files of the task and encodes their labels."""
+        return source_of(self.head.config)
 
     @property
     def pair(self) -> bool:
@@ -216,24 +222,25 @@ class Bert:
             DivergedError: the loss is not a number any more.
         """
         config = config or TrainConfig()
-        if text_pairs is not None and not self.pair and not isinstance(self.network.head, Words):
+        if text_pairs is not None and not self.pair and not self.head.config.single:
             self.data = dataclasses.replace(self.data, text_pair_column="text_pair")
         rows = self._rows(texts, labels, text_pairs, choices)
+        train = self.examples(rows)
         if evaluation is None:
-            kept, held = hold_out(rows, self.data, self.network.head.config.task, 0.1, config.seed)
-            rows, held_out = rows.take(kept), rows.take(held)
+            rest, held = hold_out(rows, self.data, self.source, 0.1, config.seed)
+            train, held_out = train.take(rest), train.take(held)
         else:
-            held_out = self._rows(*evaluation)
+            held_out = self.examples(self._rows(*evaluation))
         folder = None if model_dir is None else Path(model_dir)
         with locked(folder) if folder else contextlib.nullcontext():
             keeping = loop.Keeping(folder)
             optimizer = optimizer or OptimizerConfig()
-            return self.fit_rows(rows, held_out, config, optimizer, keeping, progress, finetune=finetune)
+            return self.fit_rows(train, held_out, config, optimizer, keeping, progress, finetune=finetune)
 
     def fit_rows(
         self,
-        train: Table,
-        evaluation: Table,
+        train: Table | Examples,
+        evaluation: Table | Examples,
         config: TrainConfig,
         optimizer: OptimizerConfig,
         keeping: loop.Keeping,
@@ -241,23 +248,19 @@ class Bert:
         say: loop.Say | None = None,
         finetune: FinetuneConfig | None = None,
     ) -> Result:
-        """`fit` for rows of files, with the columns named by `data`.
+        """`fit` for rows of files, with the columns named by `data`, or for what `examples` made of them.
 
         Raises:
             ConfigError: there is nothing to fine-tune.
         """
-        head, label = self.network.head, self.data.label_column
-        if head.config.task == "embed":
-            raise ConfigError("embed has nothing to learn from; similarity learns from pairs of texts")
-        if head.config.task == "similarity" and not head.config.objective:
-            objective = "scores" if label in train.columns else "ranking"
-            head.config = dataclasses.replace(head.config, objective=objective)
-        if head.config.objective == "scores" and label not in train.columns:
-            raise ConfigError(f"objective=scores learns from scores, and there is no column {label!r} of them")
-        if head.config.objective == "ranking" and config.grad_accum_steps > 1:
-            raise ConfigError("objective=ranking needs the whole batch at once: leave grad_accum_steps at 1")
-        if head.pretrained:
-            raise ConfigError(f"{head.config.task} is learnt by pretraining: `keras-bert pretrain`")
+        head, train, evaluation = self.head, self.examples(train), self.examples(evaluation)
+        if head.config.untrainable:
+            raise ConfigError(head.config.untrainable)
+        head.config = head.config_for(train.table is None or self.data.label_column in train.table.columns)
+        if head.whole_batch and config.grad_accum_steps > 1:
+            raise ConfigError(
+                f"the loss of {head.config.task} needs the whole batch at once: leave grad_accum_steps at 1"
+            )
 
         def save_best(network: Network, record: dict[str, Any]) -> None:
             if keeping.folder is not None:
@@ -267,17 +270,14 @@ class Bert:
             if progress is not None:
                 print(line, file=progress, flush=True)
 
-        say, text = say or to_progress, head.reading(self.text)
-        if head.config.task == "generate":
-            most = head.config.max_target_length
-            cut = int((text.tokenize(train[label]).row_lengths() >= most).numpy().sum())
-            if cut:
-                say(f"warning: {cut} of {len(train)} targets have more than {most - 1} tokens and are cut")
+        say, text = say or to_progress, head.prepare_text(self.text)
+        for line in head.warnings(train, text):
+            say(line)
         result = fit(
             self.network,
             text,
-            self.examples(train),
-            self.examples(evaluation),
+            train,
+            evaluation,
             config,
             optimizer,
             keeping,
@@ -290,20 +290,16 @@ class Bert:
         self._answer = {}
         return result
 
-    def examples(self, rows: Table, labelled: bool = True) -> Examples:
-        """The rows' texts, and their labels as numbers.
+    def examples(self, rows: Table | Examples, labelled: bool = True) -> Examples:
+        """The rows' texts, and their labels as numbers; examples stay as they are.
 
         Raises:
             DataError: a label cannot be used; the file and line are named.
         """
-        found = [rows[name] for name in segment_columns(self.data, self.network.head.config.task)]
-        segments = tuple(filled(values) if values and isinstance(values[0], list) else values for values in found)
-        if not labelled:
-            return Examples(segments)
-        if self.network.head.config.task == "generate":
-            targets = masked.targets(rows, self.data)
-            return Examples((*segments, targets), np.zeros(len(rows), np.int32), targets)
-        return Examples(segments, *encoded_labels(rows, self.data, self.network.head.config, self.text))
+        if isinstance(rows, Examples):
+            return rows
+        tokenizer = functools.partial(wordpiece, self.text)
+        return self.source.examples(rows, self.data, self.head.config, tokenizer, labelled)
 
     def predict(
         self,
@@ -338,24 +334,23 @@ class Bert:
 
     def plain(self, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         """What `arrays` gives, as `predict` gives it."""
-        answer = ANSWERS[self.network.head.config.task]
         rows = ({name: values[i] for name, values in found.items()} for i in range(len(found["truncated"])))
-        return [answer(row) | {"truncated": bool(row["truncated"])} for row in rows]
+        return [self.head.plain(row) | {"truncated": bool(row["truncated"])} for row in rows]
 
     def evaluate(
-        self, rows: Table, batch_size: int = 64, progress: Any = None, windows: WindowConfig | None = None
+        self, rows: Table | Examples, batch_size: int = 64, progress: Any = None, windows: WindowConfig | None = None
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Metrics of the model on labelled rows, and what `arrays` gives for them.
 
         Raises:
             DataError: a label cannot be used; the file and line are named.
         """
-        truth = self.examples(rows).truth
-        examples = self.examples(rows, labelled=False)
-        found = self.arrays_of(examples, batch_size, progress, windows)
-        if self.network.head.reads == "each":  # what ranks pairs is no output of a served model
-            found["embeddings"] = np.stack([self.embed(texts, batch_size) for texts in examples.segments], axis=1)
-        return self.network.head.metrics_of(truth, found), found
+        labelled = self.examples(rows)
+        texts = self.examples(labelled.rows, labelled=False)  # a labelled segment would be part of the answer
+        answers = self.arrays_of(texts, batch_size, progress, windows)
+        if self.head.config.reads == "each":  # vectors rank pairs; they are no output of a served model
+            answers["embeddings"] = np.stack([self.embed(column, batch_size) for column in texts.segments], axis=1)
+        return self.head.metrics_of(labelled.truth, answers), answers
 
     def arrays(
         self,
@@ -406,10 +401,10 @@ class Bert:
 
     def _has(self, name: str) -> None:
         """Raises ConfigError where the model has no signature of this name."""
-        task = self.network.head.config.task
-        if name not in signatures.table_of(task, 1 + len(self.others)):
+        task = self.head.config.task
+        if name not in signatures.table_of(self.head, 1 + len(self.others)):
             raise ConfigError(f"a model for {task} has no {name}; take the task embed or similarity")
-        if self.pair and self.network.head.reads == "row":
+        if self.pair and self.head.config.reads == "row":
             raise ConfigError(f"this model for {task} reads pairs as one row; take the task embed")
 
     def _asked(
@@ -429,9 +424,10 @@ class Bert:
             self._answer[windows, name] = signatures_of(served)[name]
         asked = self._answer[windows, name]
         with Progress("predict", len(examples), progress) as bar:
+            segments = examples.columns
             for batch in self._batches(examples, batch_size, windows) or [np.zeros(0, np.int64)]:
-                columns: list[Any] = [encoded(c[i] for i in batch) for c in examples.segments]
-                if self.network.head.reads == "choices" and not len(batch):
+                columns: list[Any] = [encoded(c[i] for i in batch) for c in segments]
+                if self.head.config.reads == "choices" and not len(batch):
                     columns[-1] = np.zeros((0, 1), "S1")
                 answer = asked(*columns)
                 yield batch, {name: value.numpy() for name, value in answer.items()}
@@ -440,7 +436,7 @@ class Bert:
     def _batches(self, examples: Examples, batch_size: int, windows: WindowConfig) -> list[np.ndarray]:
         """Batches of about `batch_size` windows, of rows of like length."""
         longest = self.text.config.max_seq_length
-        tokens = lengths(examples, self.text, cut=False, how=self.network.head.reads)
+        tokens = lengths(examples, self.text, cut=False, how=self.head.config.reads)
         stride = windows.doc_stride or max(1, longest // 4)
         counts = np.minimum(1 + np.maximum(tokens - longest, 0) // stride, windows.max_windows)
         return batches_in_order(np.minimum(tokens, longest), batch_size, counts)
@@ -451,8 +447,7 @@ class Bert:
         Raises:
             CheckpointError: the directory cannot be written.
         """
-        located = self.network.head.located
-        windows = self.windows if located else None
+        windows = self.windows if self.head.config.reads == "windows" else None
         checkpoints.save(path, self.network, self.text.vocabulary, self.text.config, self.data, notes, windows)
 
     def export(self, export_dir: str | Path, version: int | None = None, **options: Any) -> Path:
@@ -468,12 +463,11 @@ class Bert:
         choices: Sequence[Sequence[str]] | None = None,
     ) -> Table:
         segments = self._texts(texts, pairs, choices)
-        head = self.network.head
-        columns: dict[str, list[Any]] = dict(zip(segment_columns(self.data, head.config.task), segments, strict=True))
-        kept = list if head.located else int if head.reads == "choices" else str
+        source = self.source
+        columns: dict[str, list[Any]] = dict(zip(source.segment_columns(self.data), segments, strict=True))
         if labels is not None:
-            columns[self.data.label_column] = [kept(value) for value in labels]
-        elif head.config.task != "similarity":
+            columns[self.data.label_column] = [source.value(label) for label in labels]
+        elif not source.labels_optional:
             raise DataError("labels are missing; only similarity learns from pairs alone")
         sizes = {name: len(values) for name, values in columns.items()}
         if len(set(sizes.values())) > 1:
@@ -491,7 +485,7 @@ class Bert:
         """The texts as lists, if they are what this model reads."""
         if self.pair != (pairs is not None):
             raise DataError("this model reads " + ("pairs: give text_pairs too" if self.pair else "single texts"))
-        if (self.network.head.reads == "choices") != (choices is not None):
+        if (self.head.config.reads == "choices") != (choices is not None):
             raise DataError("this model chooses: give choices too" if choices is None else "this model has no choices")
         found: list[list[Any]] = [strings("texts", texts)]
         if pairs is not None:
@@ -516,7 +510,7 @@ class Ensemble(Bert):
     def __init__(self, members: Sequence[Bert]) -> None:
         first, labels = members[0], {member.labels for member in members}
         super().__init__(first.text, first.network, first.data, first.windows)
-        choose(MERGED, self.network.head.config.task, "task of several models")
+        merging_of(self.head, "of several models")
         if len(labels) > 1:
             raise ConfigError(f"models with different labels cannot answer together: {sorted(labels)}")
         for member in members[1:]:
@@ -531,27 +525,6 @@ class Ensemble(Bert):
             ConfigError: always.
         """
         raise ConfigError(f"{1 + len(self.others)} models cannot be saved as one; save each of them")
-
-
-def encoded_labels(rows: Table, data: DataConfig, head: HeadConfig, text: Text) -> tuple[Any, Any]:
-    """Labels and references of `batches.Examples`.
-
-    Raises:
-        DataError: a label cannot be used; the file and line are named.
-    """
-    if head.task == "tag":
-        return entities.encode_entities(rows, data, head.labels), None
-    if head.task == "choice":
-        return encode_choices(rows, data), None
-    if head.task == "similarity":
-        return encode_pairs(rows, data, head.max_score), None
-    if head.task == "fill_mask":
-        return masked.encode_words(rows, data, wordpiece(text)), None
-    if head.task == "span":
-        passages = encoded(rows[data.text_pair_column])
-        golds = [[text for _, text in answers] for answers in rows[data.label_column]]
-        return questions.encode_answers(rows, data), list(zip(passages, golds, strict=True))
-    return encode_labels(rows, data.label_column, head.task, head.labels), None
 
 
 def wordpiece(text: Text) -> WordPiece:

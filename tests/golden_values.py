@@ -85,10 +85,10 @@ def masked_batches(folder: str, vocabulary: list[str], length: int) -> dict[str,
 
     from keras_bert.config import MaskingConfig, TrainConfig
     from keras_bert.pretrain.reader import Corpus
-    from keras_bert.pretrain.training import EVALUATION_EPOCH, Rows
+    from keras_bert.pretrain.run import EVALUATION_EPOCH, CorpusBatches
 
     masking = MaskingConfig(mask_unit="whole_word", max_predictions_per_seq=4)
-    rows = Rows(Corpus.open(folder, verify=True), vocabulary, masking, TrainConfig(seed=7), length)
+    rows = CorpusBatches(Corpus.open(folder, verify=True), vocabulary, masking, TrainConfig(seed=7), length)
     shuffled = rows.corpus.batches(12, 7)
     batches = {f"train_{i}": next(shuffled) for i in range(3)}
     records, epochs, indices = next(rows.corpus.in_order(12))

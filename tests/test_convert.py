@@ -160,7 +160,7 @@ UNHELD = {
 def saved_run(name: str, folder: Path) -> Path:
     """A run directory of ours with random weights."""
     network, vocabulary = each_head.network(name), [*WORDS, "more"]
-    windows = WindowConfig(max_windows=7, doc_stride=5) if network.head.located else None
+    windows = WindowConfig(max_windows=7, doc_stride=5) if network.head.config.reads == "windows" else None
     checks.randomize(network)
     columns = DataConfig(label_column="target")
     save(folder, network, vocabulary, TextConfig(max_seq_length=16), columns, {"epoch": 2}, windows)
@@ -568,7 +568,10 @@ FAULTS = {
     "layers without end": (lambda d: change(d, num_hidden_layers=10**12), "num_hidden_layers 10+ is more than 1024$"),
     "another width": (lambda d: change(d, hidden_size=8), r"not filled: encoder/tokens.* and \d\d more$"),
     "another inner width": (lambda d: change(d, intermediate_size=33), "6 not filled: encoder/block_0"),
-    "heads that do not divide": (lambda d: change(d, num_attention_heads=3), "is not a multiple of num_heads 3$"),
+    "heads that do not divide": (
+        lambda d: change(d, num_attention_heads=3),
+        "num_heads 3, and there is no head_dim$",
+    ),
     "an unknown key": (lambda d: change(d, num_experts=8), "unknown keys, .*: config.json: num_experts; --keep_keys="),
     "relative positions": (lambda d: change(d, position_embedding_type="relative_key"), "is not supported$"),
     "a decoder": (lambda d: change(d, is_decoder=True), "is_decoder True is not supported$"),

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from conftest import WORDS
 
+from keras_bert import config
 from keras_bert.__main__ import main
 from keras_bert.model import masks
 from keras_bert.pretrain import objectives
-from keras_bert.serving import served, signatures
-from keras_bert.tasks import answers, network
+from keras_bert.tasks import network
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
@@ -105,21 +105,19 @@ def test_the_new_parts_of_BUILD_run(
 ) -> None:
     monkeypatch.chdir(folder)
     for table in (
-        answers.ANSWERS,
+        config.TASKS,
         network.HEADS,
         masks.MASKS,
         objectives.OBJECTIVES,
-        served.MERGED,
-        signatures.SIGNATURES,
     ):
-        for name in ("local", "focal", "confident"):
+        for name in ("strided", "focal", "first_piece"):
             monkeypatch.setitem(table, name, None)  # afterwards it is gone again
             del table[name]
     names = {"texts": [f"{w} in the city" for w in WORDS[5:35]], "labels": ["0", "1"] * 15}
     for code in blocks(ROOT / "BUILD.md", "python"):
         exec(compile(code, "BUILD.md", "exec"), names)  # our own documentation
     shown = capsys.readouterr().out
-    assert "position 0 looks at [0 1 2 3 4]" in shown
+    assert "position 0 looks at [ 0  4  8 12 16]" in shown
     assert "'score'" in shown
     assert "masked_lm" in shown.splitlines()[-1]
 

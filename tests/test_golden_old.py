@@ -133,3 +133,15 @@ def test_a_corpus_gives_the_same_batches_and_masks(name):
     wanted = {key.removeprefix(f"{name}/"): golden[key] for key in golden.files if key.startswith(f"{name}/")}
     assert {key.split("/")[0] for key in wanted} == {"train_0", "train_1", "train_2", "evaluation"}
     assert_equal(found, wanted, "bits")
+
+
+def test_one_bit_is_a_difference_and_near_is_not_far():
+    value = {"a": [0.1, {"b": np.float32([1, 2])}]}
+    one_bit = {"a": [0.1, {"b": np.nextafter(value["a"][1]["b"], np.float32(9))}]}
+    assert_equal(one_bit, value, "near")
+    with pytest.raises(AssertionError, match=r"\['a'\]\[1\]\['b'\]: bits differ"):
+        assert_equal(one_bit, value, "bits")
+    for far in ({"a": [0.1002, value["a"][1]]}, {"a": [0.1]}, {"b": value["a"]}, {"a": [np.float64(0.1), 0]}):
+        with pytest.raises(AssertionError):
+            assert_equal(far, value, "near")
+    assert mode(GOLDEN["environment"] | {"tensorflow": "2.0"}) == "near"

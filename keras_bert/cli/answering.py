@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint
-from keras_bert.cli.flags import Flags
-from keras_bert.config import MEANT_FOR, PAIRED, DataConfig, HeadConfig, WindowConfig, from_dict
+from keras_bert.cli.flags import Flags, names_of
+from keras_bert.config import (
+    TASKS,
+    DataConfig,
+    HeadConfig,
+    WindowConfig,
+    choose,
+    from_dict,
+    tasks_with,
+)
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.training.states import finished
 
@@ -15,13 +23,16 @@ KINDS = (WindowConfig, HeadConfig)
 LEAVE_OUT = ("dropout", "version_2_with_negative")
 OF_TRAINING = ("layers", "head_lstm", "pooling", "normalize", "objective", "similarity_scale", "max_score")
 """What a run was trained with; with --task it can be chosen."""
-PRETRAINED = ("fill_mask", "embed", "similarity")
-"""Tasks that a pretrained checkpoint answers as it is."""
 
 
 def add_task(flags: Flags) -> None:
     """The flags of what is asked of a pretrained checkpoint."""
-    flags.add("task", "", "Ask a pretrained checkpoint in --model_dir, without fine-tuning.", ("", *PRETRAINED))
+    flags.add(
+        "task",
+        "",
+        "Ask a pretrained checkpoint in --model_dir, without fine-tuning.",
+        ("", *tasks_with(pretrained=True)),
+    )
     flags.add("text_column", "", "With --task: column that holds the text; default: text.")
     flags.add("text_pair_column", "", "With --task=similarity: column of the second text; default: text_pair.")
     flags.add("label_column", "", "With --task=similarity: column of the score, for `evaluate`; default: label.")
@@ -41,7 +52,7 @@ def asked(flags: Flags, checkpoint: Checkpoint) -> tuple[HeadConfig, DataConfig]
         if not task:
             raise CheckpointError(
                 f"{checkpoint.path}: is a pretrained checkpoint; run `keras-bert finetune` first, or ask it with "
-                f"--task={'|'.join(PRETRAINED)}"
+                f"--task={'|'.join(tasks_with(pretrained=True))}"
             )
         if flags["max_seq_length"] < 0:
             raise ConfigError(f"--max_seq_length must be 0 or more, got {flags['max_seq_length']}")
@@ -56,19 +67,18 @@ def asked(flags: Flags, checkpoint: Checkpoint) -> tuple[HeadConfig, DataConfig]
 
 def columns(flags: Flags) -> DataConfig:
     """The columns of files for a pretrained checkpoint."""
-    pair = "text_pair" if flags["task"] in PAIRED else ""
-    return DataConfig(
-        text_column=flags["text_column"] or "text",
-        text_pair_column=flags["text_pair_column"] or pair,
-        label_column=flags["label_column"] or ("target" if flags["task"] == "fill_mask" else "label"),
-    )
+    kind = choose(TASKS, flags["task"], "task")
+    usual = {"text_pair_column": "text_pair"} if kind.paired else {}
+    names = ("text_column", "text_pair_column", "label_column")
+    return DataConfig(**usual | dict(kind.columns) | {name: flags[name] for name in names if flags[name]})
 
 
 def check(flags: Flags) -> None:
     """Raises ConfigError where a value is out of its range; before anything is opened."""
     flags.config(WindowConfig)
-    usual = {f.name: f.default for f in dataclasses.fields(HeadConfig)}
-    flags.config(HeadConfig, **{name: usual[name] for name in ("decode", *MEANT_FOR)})  # the task says what suits it
+    for task, kind in TASKS.items():  # which of them the task has is not known yet
+        own = {name: flags[name] for name in names_of(kind) if name in flags.values}
+        from_dict(kind, {"task": task} | own)
 
 
 def suit(flags: Flags, task: str) -> None:
@@ -112,5 +122,5 @@ def load(flags: Flags, paths: Sequence[str]) -> Any:
     bert = Ensemble(berts) if len(berts) > 1 else berts[0]
     head = bert.network.head
     bert.windows = dataclasses.replace(bert.windows, **flags.given_of(WindowConfig))
-    head.config = dataclasses.replace(head.config, **flags.given_of(HeadConfig))
+    head.config = dataclasses.replace(head.config, **flags.given_of(type(head.config)))
     return bert

@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint, text_config
 from keras_bert.cli.flags import Flags, names_of, note
-from keras_bert.config import VECTORS, HeadConfig, TextConfig
+from keras_bert.config import EmbedConfig, TextConfig, VectorConfig
 from keras_bert.data.batches import Examples, lengths
 from keras_bert.data.tables import Table, read
 from keras_bert.errors import ConfigError
@@ -27,8 +27,8 @@ KINDS = (".npz", ".jsonl")
 
 def define() -> Flags:
     """The flags of the command."""
-    others = [name for name in names_of(HeadConfig) if name not in CHOSEN]
-    flags = Flags("embed", "vectors of texts, or of their tokens", (TextConfig, HeadConfig), others)
+    others = [name for name in names_of(EmbedConfig) if name not in CHOSEN]
+    flags = Flags("embed", "vectors of texts, or of their tokens", (TextConfig, EmbedConfig), others)
     flags.require("init_checkpoint", "Directory or name of any checkpoint, or of a `keras-bert finetune` run.")
     flags.require("input_file", "Texts: csv, tsv or jsonl.")
     flags.require("output_file", "The .npz or .jsonl to write; an existing one is replaced.")
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
 def settings(flags: Flags, checkpoint: Checkpoint) -> dict[str, Any]:
     """What is read of the encoder: as a run that learnt vectors did it, but for the flags that were given."""
     head, own = checkpoint.head, dict[str, Any]()
-    if head is not None and head.task in VECTORS:
+    if isinstance(head, VectorConfig):
         own = {name: getattr(head, name) for name in (*CHOSEN, "head_lstm")}
     return own | {name: flags[name] for name in CHOSEN if flags.given(name)}
 

@@ -4,28 +4,25 @@
 `nbest_predictions.json` and `null_odds.json`, for SQuAD's own script.
 """
 
+import functools
 import os
 import sys
 from pathlib import Path
 
 from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint
 from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, suit
-from keras_bert.cli.finetune import add_reading, check_labels, reading
+from keras_bert.cli.finetune import add_reading, reading
 from keras_bert.cli.flags import Flags, note
-from keras_bert.cli.predict import write_squad
-from keras_bert.config import DataConfig
-from keras_bert.data.masked import draw_masks, encode_words
-from keras_bert.data.readers import read_labelled
-from keras_bert.data.tables import Table
+from keras_bert.cli.predict import files_of, write_files
+from keras_bert.config import DataConfig, HeadConfig
+from keras_bert.data.batches import Examples
+from keras_bert.data.source import source_of
 from keras_bert.errors import ConfigError
 from keras_bert.files import write_atomic
-from keras_bert.tasks.metrics import generation_libraries
 from keras_bert.text.vocabulary import MASK
 from keras_bert.text.wordpiece import WordPiece
 
 RESULTS_FILE = "eval_results.txt"
-SEED = 12345
-"""Of masks that are drawn."""
 
 
 def define() -> Flags:
@@ -61,38 +58,32 @@ def main(argv: list[str]) -> int:
     if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise ConfigError(f"--output_dir {folder}: must be a directory that can be written")
     suit(flags, head.task)
-    rows = read_labelled(head.task, flags["eval_file"], data, reading(flags))
-    if head.task == "fill_mask":
-        rows = with_masks(flags, checkpoint, rows, data)
-    else:
-        check_labels(rows, data, head)
-    if head.task == "generate":
-        generation_libraries()
+    examples = read_examples(flags, checkpoint, head, data)
 
+    from keras_bert.tasks.network import HEADS
+
+    HEADS[head.task].before_evaluation()
     bert = load(flags, paths)
-    metrics, found = bert.evaluate(rows, flags["eval_batch_size"], sys.stderr)
+    metrics, answers = bert.evaluate(examples, flags["eval_batch_size"], sys.stderr)
     lines = "".join(f"{name} = {value}\n" for name, value in sorted(metrics.items()))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / RESULTS_FILE, lines)
-    if head.task == "span":
-        write_squad(folder, rows.columns.get(data.id_column), bert.plain(found), bert)
+    write_files(folder, files_of(bert, examples.rows, bert.plain(answers)))
     print(lines, end="", flush=True)
-    note(f"{len(rows)} rows; the results are in {folder / RESULTS_FILE}")
+    note(f"{len(examples)} rows; the results are in {folder / RESULTS_FILE}")
     return 0
 
 
-def with_masks(flags: Flags, checkpoint: Checkpoint, rows: Table, data: DataConfig) -> Table:
-    """Texts with masks and the words that belong there, checked; lines of text get masks first.
+def read_examples(flags: Flags, checkpoint: Checkpoint, head: HeadConfig, data: DataConfig) -> Examples:
+    """The labelled rows, checked.
 
     Raises:
-        DataError: masks and words do not fit, or no text can have a mask.
+        DataError: anything about the file that cannot be used.
     """
-    text = checkpoint.text
-    wordpiece = WordPiece(checkpoint.vocabulary, text.do_lower_case, text.flavour, (MASK,))
-    if data.label_column not in rows.columns:
-        tokens = (flags["max_seq_length"] or text.max_seq_length) - 2
-        drawn = draw_masks(rows, data, wordpiece, tokens, flags["max_masks"], SEED)
-        note(f"masks were drawn in {len(drawn)} of {len(rows)} texts; the others have no word of one piece")
-        rows = drawn
-    encode_words(rows, data, wordpiece)
-    return rows
+    source, text = source_of(head), checkpoint.text
+    tokenizer = functools.partial(WordPiece, checkpoint.vocabulary, text.do_lower_case, text.flavour, (MASK,))
+    longest = flags["max_seq_length"] or text.max_seq_length
+    rows = source.read(flags["eval_file"], data, reading(flags))
+    rows = source.with_labels(rows, data, head, tokenizer, longest, note)
+    source.check(rows, data, head)
+    return source.examples(rows, data, head, tokenizer)

@@ -14,8 +14,7 @@ from keras_bert.cli import folds, grid, model_dir
 from keras_bert.cli.flags import Flags, names_of, note
 from keras_bert.cli.one_run import Setup, train
 from keras_bert.config import (
-    PAIRED,
-    WEIGHTED,
+    TASKS,
     DataConfig,
     FinetuneConfig,
     HeadConfig,
@@ -24,24 +23,18 @@ from keras_bert.config import (
     TextConfig,
     TrainConfig,
     WindowConfig,
+    tasks_with,
 )
-from keras_bert.data.choices import encode_choices
-from keras_bert.data.entities import SCHEMES, encode_entities, find_types
+from keras_bert.data.batches import Examples
+from keras_bert.data.entities import SCHEMES
 from keras_bert.data.faults import Reading
-from keras_bert.data.labels import encode_labels, find_labels, find_multilabels, learnt_head, split_labels
-from keras_bert.data.masked import targets
-from keras_bert.data.pairs import encode_pairs
-from keras_bert.data.questions import encode_answers
-from keras_bert.data.readers import read_labelled
-from keras_bert.data.splits import hold_out, texts_of
-from keras_bert.data.tables import Table
-from keras_bert.errors import ConfigError, DataError
-from keras_bert.report.predictions import SCORED
+from keras_bert.data.labels import check_weighting, learnt_head, split_labels
+from keras_bert.data.source import source_of
+from keras_bert.data.splits import hold_out
+from keras_bert.errors import ConfigError
+from keras_bert.tasks.scores import scores_of
 
-TASKS = ("classify", "multilabel", "regress", "choice", "similarity", "tag", "span", "generate")
-WINDOWED = ("tag", "span")
 WINDOWS = ("max_windows", "doc_stride", "max_query_length")
-WITHOUT_LABELS = ("regress", "choice", "similarity", "span", "generate")
 
 
 def define() -> Flags:
@@ -59,7 +52,7 @@ def define() -> Flags:
         "name of a published model, such as bert-base-uncased.",
     )
     flags.require("model_dir", "Directory of the run; a run found there with the same flags is continued.")
-    flags.add("task", "classify", "What to learn.", TASKS)
+    flags.add("task", "classify", "What to learn.", tasks_with(untrainable=""))
     flags.add("labels", "", "Label values in the order of class ids, comma separated; default: those found, sorted.")
     flags.add("eval_file", "", "Rows to evaluate on; default: hold out --eval_share of the training rows.")
     flags.add("eval_share", 0.1, "Share of the training rows held out where there is no --eval_file.")
@@ -111,31 +104,31 @@ def settle(flags: Flags) -> Setup:
     optimizer = flags.config(OptimizerConfig)
     flags.config(TextConfig)
     flags.config(WindowConfig)
-    flags.config(HeadConfig, task=task, label_smoothing=finetune.label_smoothing)
-    if finetune.class_weights and task not in WEIGHTED:
-        raise ConfigError(f"--class_weights has no meaning with --task={task}, only with {' and '.join(WEIGHTED)}")
-    if task in WITHOUT_LABELS and flags["labels"]:
+    head = flags.config(HeadConfig, task=task, label_smoothing=finetune.label_smoothing)
+    check_weighting(type(head), task, finetune)
+    if flags["labels"] and not head.has_labels:
         raise ConfigError(f"--labels has no meaning with --task={task}")
     windows = flags.given_of(WindowConfig)
-    if windows and task not in WINDOWED:
+    if windows and head.reads != "windows":
         raise ConfigError(f"--{min(windows)} has no meaning with --task={task} in training; predict and export take it")
-    if task in PAIRED and not data.text_pair_column:
+    if head.paired and not data.text_pair_column:
         data = dataclasses.replace(data, text_pair_column="text_pair")
-    if task == "generate":
-        if data.text_pair_column:
-            raise ConfigError("--text_pair_column has no meaning with --task=generate")
-        usual = {"text_column": "source", "label_column": "target"}
-        data = dataclasses.replace(data, **{name: value for name, value in usual.items() if not flags.given(name)})
+    if head.single and data.text_pair_column:
+        raise ConfigError(f"--text_pair_column has no meaning with --task={task}")
+    columns = {name: value for name, value in head.columns.items() if not flags.given(name)}
+    data = dataclasses.replace(data, **columns)
     if flags["eval_file"] and flags.given("eval_share"):
         raise ConfigError("--eval_file and --eval_share contradict each other; give one")
     if not 0 < flags["eval_share"] < 1:
         raise ConfigError(f"--eval_share must be between 0 and 1, got {flags['eval_share']}")
     if flags["folds"] or flags["tune_threshold"]:
-        check_folds(flags)
-    found_out = (*names_of(TextConfig), *WINDOWS, *["eval_share"] * bool(flags["eval_file"] or flags["folds"]))
+        check_folds(flags, head)
+    found_out = (*names_of(TextConfig), *WINDOWS)
+    if flags["eval_file"] or flags["folds"]:
+        found_out = (*found_out, "eval_share")
     config, keeping = flags.config(TrainConfig), flags.config(RunConfig)
-    if task == "similarity" and flags["objective"] == "ranking" and config.grad_accum_steps > 1:
-        raise ConfigError("--objective=ranking needs the whole batch at once: leave --grad_accum_steps at 1")
+    if head.whole_batch and config.grad_accum_steps > 1:
+        raise ConfigError(f"--task={task} needs the whole batch at once here: leave --grad_accum_steps at 1")
     setup = Setup(flags, data, config, optimizer, finetune, keeping, found_out)
     model_dir.check(setup.folder, flags, found_out)
     return setup
@@ -143,43 +136,44 @@ def settle(flags: Flags) -> Setup:
 
 def run(setup: Setup) -> dict[str, Any]:
     """Check everything that can be checked at once, then train; returns what `final_metrics.json` holds."""
-    flags, data, task = setup.flags, setup.data, setup.task
-    rows, evaluation, labels = read_rows(flags, data, task)
-    head = flags.config(HeadConfig, task=task, labels=labels)
+    flags = setup.flags
+    examples, evaluation, head = read_examples(setup)
     checkpoint = open_checkpoint(flags["init_checkpoint"])
     if checkpoint.path.resolve() == setup.folder.resolve():
         raise ConfigError(f"--init_checkpoint and --model_dir are both {setup.folder}; a run cannot start from itself")
     text_config(checkpoint, flags.given_of(TextConfig))
     check_layers(checkpoint, setup)
     if flags["folds"]:
-        parts = folds.split(setup, rows, head)
+        parts = folds.split(setup, examples, head)
     else:
         if evaluation is None:
-            kept, held = hold_out(rows, data, task, flags["eval_share"], setup.config.seed)
-            rows, evaluation = rows.take(kept), rows.take(held)
-        if task in WEIGHTED:
-            learnt_head(head, setup.finetune, encode_labels(rows, data.label_column, task, labels))
+            share, seed = flags["eval_share"], setup.config.seed
+            rest, held = hold_out(examples.rows, setup.data, source_of(head), share, seed)
+            examples, evaluation = examples.take(rest), examples.take(held)
+        learnt_head(head, setup.finetune, examples.labels)
     note("starting TensorFlow")  # from here on things take time; all that is cheap to check has been
     if flags["folds"]:
-        return folds.run(setup, checkpoint, rows, labels, parts)
+        return folds.run(setup, checkpoint, examples, head.labels, parts)
     assert evaluation is not None
-    return train(setup, checkpoint, rows, evaluation, labels, setup.folder)
+    return train(setup, checkpoint, examples, evaluation, head.labels, setup.folder)
 
 
-def check_folds(flags: Flags) -> None:
+def check_folds(flags: Flags, head: HeadConfig) -> None:
     """Raises ConfigError where folds have no meaning."""
     task, count = flags["task"], flags["folds"]
     if not count:
         raise ConfigError("--tune_threshold needs predictions for rows that were not trained on: give --folds too")
     if count < 2:
         raise ConfigError(f"--folds must be at least 2, or 0 for none, got {count}")
-    if task not in SCORED:
-        raise ConfigError(f"--folds has no meaning with --task={task}, only with {', '.join(SCORED)}")
+    scores = scores_of(head)
+    if scores is None:
+        known = ", ".join(name for name, kind in TASKS.items() if kind.scores)
+        raise ConfigError(f"--folds has no meaning with --task={task}, only with {known}")
     for name in ("eval_file", "eval_share"):
         if flags[name] != flags.values[name].default:  # flags.txt of a run without folds says the default too
             raise ConfigError(f"--folds and --{name} contradict each other: each fold is held out once")
-    if flags["tune_threshold"] and task == "regress":
-        raise ConfigError("--tune_threshold has no meaning with --task=regress")
+    if flags["tune_threshold"] and scores.numeric:
+        raise ConfigError(f"--tune_threshold has no meaning with --task={task}")
 
 
 def check_layers(checkpoint: Checkpoint, setup: Setup) -> None:
@@ -192,57 +186,28 @@ def check_layers(checkpoint: Checkpoint, setup: Setup) -> None:
         raise ConfigError(f"freeze_layers {frozen} would keep random layers as they are: reinit_layers is {anew}")
 
 
-def read_rows(flags: Flags, data: DataConfig, task: str) -> tuple[Table, Table | None, tuple[str, ...]]:
-    """Training rows, evaluation rows if they have a file, and labels, all checked.
+def read_examples(setup: Setup) -> tuple[Examples, Examples | None, HeadConfig]:
+    """Training examples, evaluation examples if they have a file, and the head with its labels, all checked.
 
     Raises:
         DataError: anything about the files that cannot be used.
     """
-    how = reading(flags)
-    train = read_labelled(task, flags["train_file"], data, how)
-    evaluation = read_labelled(task, flags["eval_file"], data, how) if flags["eval_file"] else None
-    labels: tuple[str, ...] = ()
-    if flags["labels"]:
-        labels = tuple(split_labels(flags["labels"]))
-    elif task in FOUND:
-        labels = FOUND[task](train, data.label_column)
-    for rows in filter(None, (train, evaluation)):
-        check_labels(rows, data, flags.config(HeadConfig, task=task, labels=labels))
-    if evaluation is not None:
-        known = set(texts_of(train, data, task))
-        both = sum(text in known for text in texts_of(evaluation, data, task))
+    flags, data, how = setup.flags, setup.data, reading(setup.flags)
+    head = flags.config(HeadConfig, task=setup.task)
+    source = source_of(head)
+    names = ["train_file", "eval_file"] if flags["eval_file"] else ["train_file"]
+    tables = [source.read(flags[name], data, how) for name in names]
+    labels = tuple(split_labels(flags["labels"])) or source.find_labels(tables[0], data)
+    head = dataclasses.replace(head, labels=labels)
+    for table in tables:
+        source.check(table, data, head)
+    train, *rest = (source.examples(table, data, head) for table in tables)
+    if rest:
+        known = set(source.groups(train.rows, data))
+        both = sum(text in known for text in source.groups(rest[0].rows, data))
         if both:
-            note(f"warning: {both} of {len(evaluation)} evaluation rows are of texts that are trained on")
-    empty = [i for i, text in enumerate(train[data.text_column]) if not text.strip()]
+            note(f"warning: {both} of {len(rest[0])} evaluation rows are of texts that are trained on")
+    empty = [i for i, text in enumerate(train.segments[0]) if not text.strip()]
     if empty:
-        note(f"warning: {len(empty)} training rows have an empty text, the first at {train.where(empty[0])}")
-    return train, evaluation, labels
-
-
-FOUND = {"classify": find_labels, "multilabel": find_multilabels, "tag": find_types}
-"""The labels of a file, where nobody gives them."""
-
-
-def check_labels(rows: Table, data: DataConfig, head: HeadConfig) -> None:
-    """Raises DataError where a label cannot be used."""
-    task, labels = head.task, head.labels
-    if task == "tag":
-        encode_entities(rows, data, labels)
-    elif task == "choice":
-        encode_choices(rows, data)
-    elif task == "similarity":
-        if head.objective == "scores" and data.label_column not in rows.columns:
-            raise DataError(f"{rows.files[0]}: has no column {data.label_column!r} of scores (--label_column)")
-        encode_pairs(rows, data, head.max_score)
-    elif task == "generate":
-        targets(rows, data)
-    elif task == "span":
-        encode_answers(rows, data)
-        without = [i for i, answers in enumerate(rows[data.label_column]) if not answers]
-        if without and not head.version_2_with_negative:
-            raise DataError(
-                f"{rows.where(without[0])}: has no answer, like {len(without) - 1} more; give "
-                "--version_2_with_negative if that is meant"
-            )
-    else:
-        encode_labels(rows, data.label_column, task, labels)
+        note(f"warning: {len(empty)} training rows have an empty text, the first at {train.rows.where(empty[0])}")
+    return train, rest[0] if rest else None, head

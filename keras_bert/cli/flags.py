@@ -1,11 +1,14 @@
 """Flags from dataclasses: a field's name, default, help and choices become one absl flag."""
 
+import ast
 import contextlib
 import dataclasses
-import importlib
+import importlib.util
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import flags
@@ -22,18 +25,73 @@ DEFINE: dict[type, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Field:
+    """A field of a config as a flag; `choices` are the values that it takes, None for any."""
+
+    name: str
+    default: Any
+    help: str
+    choices: tuple[str, ...] | None
+
+
+def fields_of(kind: type) -> list[Field]:
+    """The fields of a dataclass that are flags; of one with variants those of all variants.
+
+    The help of a field that only a few variants have begins with their names. A name may stand for fields of several
+    variants that differ: then the help of each is shown, and the values of all are taken.
+    """
+    variants = kind.variants() if hasattr(kind, "variants") else {"": kind}
+    owners: dict[str, dict[str, dataclasses.Field[Any]]] = {}
+    for variant, one in variants.items():
+        for field in dataclasses.fields(one):
+            if "help" in field.metadata:
+                owners.setdefault(field.name, {})[variant] = field
+    return [_merged(name, of, few=len(of) <= len(variants) // 2) for name, of in owners.items()]
+
+
+def _merged(name: str, owners: dict[str, dataclasses.Field[Any]], few: bool) -> Field:
+    first = next(iter(owners.values()))
+    helps: dict[str, list[str]] = {}
+    names: list[str] = []
+    for variant, field in owners.items():
+        helps.setdefault(field.metadata["help"], []).append(variant)
+        names += [n for n in names_in(field.metadata["choices"], field.default) or () if n not in names]
+    said = [
+        f"{', '.join(variants)}: {help}" if few else help[:1].upper() + help[1:] for help, variants in helps.items()
+    ]
+    text = "; ".join([*(one.removesuffix(".") for one in said[:-1]), said[-1]])
+    return Field(name, first.default, text, tuple(names) or None)
+
+
 def names_of(kind: type) -> list[str]:
-    """The fields of a dataclass that are flags."""
-    return [field.name for field in dataclasses.fields(kind) if "help" in field.metadata]
+    """The names of the fields of a dataclass that are flags."""
+    variants = kind.variants().values() if hasattr(kind, "variants") else [kind]
+    found = (field.name for one in variants for field in dataclasses.fields(one) if "help" in field.metadata)
+    return list(dict.fromkeys(found))
 
 
 def names_in(choices: Sequence[str] | str | None, default: Any) -> Sequence[str] | None:
     """The values that a flag takes; `choices` is what `config.base.flag` got, and "" is one if it is the default."""
     if not isinstance(choices, str):
         return choices
-    module, _, table = choices.partition(":")
-    names = list(getattr(importlib.import_module(module), table))
+    names = names_of_table(*choices.split(":"))
     return names if default in names else [default, *names]
+
+
+def names_of_table(module: str, table: str) -> list[str]:
+    """The names in a table of a module; its source is read if nobody has imported it, so that help stays quick."""
+    if module in sys.modules:
+        return list(getattr(sys.modules[module], table))
+    spec = importlib.util.find_spec(module)
+    assert spec
+    assert spec.origin
+    for node in ast.parse(Path(spec.origin).read_text("utf-8")).body:
+        named: Iterable[ast.expr] = getattr(node, "targets", [getattr(node, "target", None)])
+        keys = getattr(getattr(node, "value", None), "keys", None)
+        if keys and any(isinstance(name, ast.Name) and name.id == table for name in named):
+            return [ast.literal_eval(key) for key in keys]
+    return list(getattr(importlib.import_module(module), table))
 
 
 class Flags:
@@ -53,10 +111,9 @@ class Flags:
         self.titles: dict[str, str] = {}  # of the flags that come from dataclasses
         for kind in kinds:
             title = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
-            for field in dataclasses.fields(kind):
-                if field.name in names_of(kind) and field.name not in leave_out:
-                    choices = names_in(field.metadata["choices"], field.default)
-                    self.add(field.name, field.default, field.metadata["help"], choices)
+            for field in fields_of(kind):
+                if field.name not in leave_out:
+                    self.add(field.name, field.default, field.help, field.choices)
                     self.titles[field.name] = title
         self.add("help", False, "Show this.")
 
@@ -118,16 +175,22 @@ class Flags:
         Raises:
             ConfigError: a value is out of its range.
         """
-        return from_dict(kind, {name: self[name] for name in names_of(kind) if name in self.values} | extra)
+        config = from_dict(kind, {name: self[name] for name in names_of(kind) if name in self.values} | extra)
+        for field in dataclasses.fields(config):  # type: ignore[arg-type]
+            names, value = names_in(field.metadata.get("choices"), field.default), getattr(config, field.name)
+            if names and value not in names:
+                raise ConfigError(f"{field.name} must be one of {tuple(names)}, got {value!r}")
+        return config
 
     def resolved(self, leave_out: Sequence[str] = ()) -> str:
         """All flags with their values, in the form that `--flagfile` reads; strings must hold no newline."""
-        lines = []
-        for name in sorted(self.values):
-            if name not in ("help", *leave_out):
-                value = self[name]
-                lines.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
-        return "\n".join(lines) + "\n"
+        names = [name for name in sorted(self.values) if name not in ("help", *leave_out)]
+        return "".join(f"{_line(name, self[name])}\n" for name in names)
+
+    def at_default(self, leave_out: Container[str]) -> list[str]:
+        """The lines of `resolved` of the flags that have their default, but for those (as `--name`) in `leave_out`."""
+        names = [name for name in self.values if f"--{name}" not in leave_out]
+        return [_line(name, self[name]) for name in names if self[name] == self.values[name].default]
 
     def usage(self) -> str:
         """The help text: what must be given, the command's own flags, then those of each dataclass, with defaults."""
@@ -158,3 +221,8 @@ def note(line: str) -> None:
     """A line for the person at the terminal, on standard error; work goes on where nobody reads it."""
     with contextlib.suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)
+
+
+def _line(name: str, value: Any) -> str:
+    """A flag as `--flagfile` reads it."""
+    return f"--{name}={str(value).lower() if isinstance(value, bool) else value}"

@@ -18,9 +18,11 @@ from keras_bert.cli import model_dir
 from keras_bert.cli.flags import note
 from keras_bert.cli.model_dir import OUT_OF_FOLD_FILE
 from keras_bert.cli.one_run import Setup, in_a_line, train, write_report
-from keras_bert.config import WEIGHTED, HeadConfig, dumps
-from keras_bert.data.labels import encode_labels, learnt_head
-from keras_bert.data.splits import folds, texts_of
+from keras_bert.config import HeadConfig, dumps
+from keras_bert.data.batches import Examples
+from keras_bert.data.labels import learnt_head
+from keras_bert.data.source import source_of
+from keras_bert.data.splits import folds
 from keras_bert.data.tables import Table
 from keras_bert.errors import CheckpointError, DataError
 from keras_bert.files import sha256, write_atomic
@@ -30,32 +32,29 @@ from keras_bert.tasks import metrics
 from keras_bert.training.states import FINAL_FILE, finished, locked
 
 
-def split(setup: Setup, rows: Table, head: HeadConfig) -> np.ndarray:
+def split(setup: Setup, examples: Examples, head: HeadConfig) -> np.ndarray:
     """The fold of each row, int32 from 0; equal texts are in the same one.
 
     Raises:
         DataError: there are too few different texts.
         ConfigError: class weights cannot be had from the rows of one of the folds.
     """
-    count, groups = setup.flags["folds"], texts_of(rows, setup.data, setup.task)
-    labels = rows[setup.data.label_column]
-    parts = folds(groups, labels if setup.task == "classify" else [""] * len(rows), count, setup.config.seed)
+    count, source, rows = setup.flags["folds"], source_of(head), examples.rows
+    groups, strata = source.groups(rows, setup.data), source.strata(rows, setup.data)
+    parts = folds(groups, strata, count, setup.config.seed)
     if len(set(parts.tolist())) < count:
         raise DataError(f"{rows.files[0]}: {len(set(groups))} different texts are too few for {count} folds")
-    if setup.task == "classify":
-        sizes = {label: labels.count(label) for label in head.labels}
-        few = [label for label, size in sizes.items() if size < count]
-        if few:
-            note(f"warning: not every fold has a row of the label {few[0]!r}, which only {sizes[few[0]]} rows have")
-    if setup.task in WEIGHTED:
-        encoded = encode_labels(rows, setup.data.label_column, setup.task, head.labels)
-        for part in range(count):
-            learnt_head(head, setup.finetune, encoded[parts != part])
+    sizes = {label: strata.count(label) for label in head.labels} if source.stratified else {}
+    few = [label for label, size in sizes.items() if size < count]
+    if few:
+        note(f"warning: not every fold has a row of the label {few[0]!r}, which only {sizes[few[0]]} rows have")
+    for part in range(count):
+        learnt_head(head, setup.finetune, examples.labels[parts != part])
     return parts
 
 
 def run(
-    setup: Setup, checkpoint: Checkpoint, rows: Table, labels: tuple[str, ...], parts: np.ndarray
+    setup: Setup, checkpoint: Checkpoint, examples: Examples, labels: tuple[str, ...], parts: np.ndarray
 ) -> dict[str, Any]:
     """Train what is not trained yet, then put it together; returns what `final_metrics.json` holds."""
     from keras_bert.training.devices import strategy_for, worker
@@ -69,10 +68,11 @@ def run(
         for i, folder in enumerate(folders):
             if finished(folder) is None:
                 note(f"fold {i + 1} of {len(folders)}")
-                kept, held = np.flatnonzero(parts != i), np.flatnonzero(parts == i)
-                train(setup, checkpoint, rows.take(kept), rows.take(held), labels, folder)
+                rest, held = np.flatnonzero(parts != i), np.flatnonzero(parts == i)
+                train(setup, checkpoint, examples.take(rest), examples.take(held), labels, folder)
         if not chief:
             return {}
+        rows = examples.rows
         found = collected(folders, rows, setup.data.label_column, parts)
         final = together(folders, found, parts, setup.flags["tune_threshold"])
         write_atomic(setup.folder / OUT_OF_FOLD_FILE, out_of_fold(setup, rows, found, parts))
@@ -157,7 +157,7 @@ def out_of_fold(setup: Setup, rows: Table, found: Predictions, parts: np.ndarray
     """The content of `oof.csv`: id, label, scores, and the fold that a row was held out in."""
     data = setup.data
     ids = rows.columns.get(data.id_column)
-    header = [*[data.id_column] * bool(ids), data.label_column, *predictions.score_columns(found.head), "fold"]
+    header = [*([data.id_column] if ids else []), data.label_column, *found.kind.columns, "fold"]
     scores = found.scores.reshape(len(found), -1).tolist()
     lines = (
         [*([ids[i]] if ids else []), rows[data.label_column][i], *scores[i], int(parts[i]) + 1]
@@ -169,7 +169,7 @@ def out_of_fold(setup: Setup, rows: Table, found: Predictions, parts: np.ndarray
 def said(final: dict[str, Any], found: Predictions) -> str:
     """What people read at the end."""
     lines = []
-    if found.head.task == "classify":
+    if found.kind.exclusive:
         lines.append(metrics.table(found.truth, found.decided(0.5), found.head.labels))
     lines.append("out of fold: " + in_a_line(final["out_of_fold"]))
     pairs = ((name, value, final["standard_error"][name]) for name, value in final["mean"].items())

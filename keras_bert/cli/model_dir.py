@@ -51,6 +51,7 @@ def check(folder: Path, flags: Flags, found_out: tuple[str, ...] = ()) -> None:
         return
     then = set((folder / FLAGS_FILE).read_text("utf-8", errors="replace").splitlines())
     now = set(own_flags(flags, found_out).splitlines())
+    now -= set(flags.at_default({line.partition("=")[0] for line in then}))  # flags that are newer than the run
     if now != then:
         changes = (("now", now - then), ("then", then - now))
         said = ", ".join(f"{when} {' '.join(sorted(lines))}" for when, lines in changes if lines)

@@ -22,11 +22,12 @@ from keras_bert.config import (
     WindowConfig,
     dumps,
 )
-from keras_bert.data.labels import encode_labels
-from keras_bert.data.tables import Table
+from keras_bert.data.batches import Examples
 from keras_bert.errors import Stopped
 from keras_bert.files import sha256, write_atomic
 from keras_bert.report import predictions, report
+from keras_bert.tasks import metrics
+from keras_bert.tasks.scores import scores_of
 from keras_bert.training.states import FINAL_FILE, locked
 
 
@@ -73,7 +74,7 @@ class Setup:
 
 
 def train(
-    setup: Setup, checkpoint: Checkpoint, rows: Table, evaluation: Table, labels: tuple[str, ...], folder: Path
+    setup: Setup, checkpoint: Checkpoint, rows: Examples, evaluation: Examples, labels: tuple[str, ...], folder: Path
 ) -> dict[str, Any]:
     """Train, keep the run in `folder`, and write its report; returns what `final_metrics.json` holds."""
     from keras_bert.bert import Bert
@@ -90,7 +91,7 @@ def train(
         labels=labels,
         data=setup.data,
         seed=setup.config.seed,
-        head={name: getattr(head, name) for name in names_of(HeadConfig)},
+        head={name: getattr(head, name) for name in names_of(type(head))},
         windows=flags.given_of(WindowConfig),
         reinit_layers=setup.finetune.reinit_layers,
         new_head=setup.finetune.new_head,
@@ -120,7 +121,7 @@ def train(
             **hardware.environment(),
         }
         if chief and not (folder / FINAL_FILE).exists():  # else the run was finished before: nothing was trained now
-            if setup.task in predictions.SCORED:
+            if head.scores:
                 found = predictions.of_answers(evaluation, setup.data, bert.network.head.config, result.answers)
                 predictions.write(folder, found)
             write_atomic(folder / FINAL_FILE, dumps(final))
@@ -137,14 +138,11 @@ def write_report(folder: Path) -> None:
     note(f"{folder / report.REPORT_FILE} shows how it went" + (f" ({missing})" if missing else ""))
 
 
-def summary(bert: Any, evaluation: Table, result: Any) -> str:
+def summary(bert: Any, evaluation: Examples, result: Any) -> str:
     """The table of a classification, or one line of metrics."""
-    from keras_bert.tasks import metrics
-
-    head = bert.network.head.config
-    if head.task == "classify":
-        labels = encode_labels(evaluation, bert.data.label_column, head.task, head.labels)
-        return metrics.table(labels, result.answers["class_id"], head.labels)
+    scores = scores_of(bert.head.config)
+    if scores and scores.exclusive:
+        return metrics.table(evaluation.labels, result.answers["class_id"], bert.labels)
     return in_a_line(result.best)
 
 

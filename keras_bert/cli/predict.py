@@ -18,11 +18,10 @@ from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, l
 from keras_bert.cli.flags import Flags, note
 from keras_bert.config import dumps
 from keras_bert.data.faults import Reading
-from keras_bert.data.readers import read_labelled
+from keras_bert.data.source import source_of
 from keras_bert.data.tables import Table
 from keras_bert.errors import ConfigError
 from keras_bert.files import write_atomic
-from keras_bert.tasks.answers import squad_files
 
 
 def define() -> Flags:
@@ -44,10 +43,6 @@ def define() -> Flags:
     return flags
 
 
-LINES = ("tag", "span", "fill_mask", "embed")
-"""Tasks whose answers are more than a csv can hold."""
-
-
 def main(argv: list[str]) -> int:
     """Run the command; see the module's docstring."""
     flags = define()
@@ -64,9 +59,9 @@ def main(argv: list[str]) -> int:
     paths = members(flags["model_dir"])
     checkpoint = open_checkpoint(paths[0])
     head, data = asked(flags, checkpoint)
-    task = head.task
-    suit(flags, task)
-    rows = read_labelled(task, flags["input_file"], data, Reading(labelled=False, max_bad_share=1.0, say=note))
+    suit(flags, head.task)
+    source = source_of(head)
+    rows = source.read(flags["input_file"], data, Reading(labelled=False, max_bad_share=1.0, say=note))
     if output.exists() and any(output.samefile(f) for f in set(rows.files)):
         raise ConfigError(f"--output_file {output}: is also the input; name another file")
     ids = rows.columns.get(data.id_column)
@@ -78,10 +73,11 @@ def main(argv: list[str]) -> int:
     bert = load(flags, paths)
     examples = bert.examples(rows, labelled=False)
     answers = bert.plain(bert.arrays_of(examples, flags["predict_batch_size"], sys.stderr))
-    if task not in LINES and output.suffix != ".jsonl":
+    files = files_of(bert, rows, answers)
+    if output.name in files:
+        write_files(output.parent, files)
+    elif head.fits_csv and output.suffix != ".jsonl":
         write_atomic(output, as_csv(rows, answers, bert, flags["probabilities"]))
-    elif task == "span" and output.name == "predictions.json":
-        write_squad(output.parent, ids, answers, bert)
     else:
         write_atomic(output, as_lines(rows, answers, bert))
     cut = sum(a["truncated"] for a in answers)
@@ -95,20 +91,21 @@ def main(argv: list[str]) -> int:
 
 def as_csv(rows: Table, answers: list[dict[str, Any]], bert: Any, probabilities: bool) -> str:
     """The output file: id, label, and the scores if they are asked for."""
-    data, labels = bert.data, bert.labels
-    if bert.network.head.config.task == "choice":
-        labels = tuple(map(str, range(len(answers[0]["scores"]))))
+    data, scores = bert.data, answers[0].get("scores", [])
+    labels = list(map(str, range(len(scores)))) if isinstance(scores, list) else bert.labels
     ids = rows.columns.get(data.id_column)
     header = ([data.id_column] if ids else []) + [data.label_column]
-    header += [f"score_{label}" for label in labels] * probabilities
+    if probabilities:
+        header += [f"score_{label}" for label in labels]
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
     for i, answer in enumerate(answers):
-        row = ([ids[i]] if ids else []) + [value_of(answer)]
-        scores = answer.get("scores", {})
-        listed = scores if isinstance(scores, list) else [scores[label] for label in labels]
-        writer.writerow(row + listed * probabilities)
+        row = ([ids[i]] if ids else []) + [bert.head.cell(answer)]
+        if probabilities:
+            scores = answer.get("scores", [])
+            row += scores if isinstance(scores, list) else [scores[label] for label in labels]
+        writer.writerow(row)
     return out.getvalue()
 
 
@@ -116,22 +113,18 @@ def as_lines(rows: Table, answers: list[dict[str, Any]], bert: Any) -> str:
     """The output file: an object a line, with the id of its row."""
     name = bert.data.id_column
     ids = rows.columns.get(name)
-    found = ({name: ids[i]} | answer if ids else answer for i, answer in enumerate(answers))
-    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found)
+    lines = ({name: ids[i]} | answer if ids else answer for i, answer in enumerate(answers))
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def write_squad(folder: Path, ids: list[str] | None, answers: list[dict[str, Any]], bert: Any) -> None:
-    """The files of google-research/bert."""
-    names = ids or [str(i) for i in range(1, len(answers) + 1)]
-    negative = bert.network.head.config.version_2_with_negative
-    for name, content in squad_files(names, answers, negative).items():
+def files_of(bert: Any, rows: Table, answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Files in the layout of other programs, such as google-research/bert, by name."""
+    ids = rows.columns.get(bert.data.id_column) or [str(i) for i in range(1, len(answers) + 1)]
+    files: dict[str, Any] = bert.head.files(ids, answers)
+    return files
+
+
+def write_files(folder: Path, files: dict[str, Any]) -> None:
+    """Write what `files_of` gave, as JSON."""
+    for name, content in files.items():
         write_atomic(folder / name, dumps(content))
-
-
-def value_of(answer: dict[str, Any]) -> Any:
-    """What goes into the label column: a label, a comma list of labels, the number of a choice, a text, or a number."""
-    if "choice" in answer:
-        return answer["choice"]
-    if "labels" in answer:
-        return ",".join(answer["labels"])
-    return next(answer[name] for name in ("label", "generated", "score", "similarity") if name in answer)

@@ -27,12 +27,13 @@ from keras_bert.config import (
     RunConfig,
     TextConfig,
     TrainConfig,
+    choose,
     dumps,
 )
 from keras_bert.errors import ConfigError
 from keras_bert.files import sha256, write_atomic
 from keras_bert.pretrain.corpus import MANIFEST, VOCABULARY, read_json
-from keras_bert.pretrain.pairs import CLASSES
+from keras_bert.pretrain.pairs import PAIRS
 from keras_bert.text.vocabulary import fingerprint, read_vocabulary
 from keras_bert.training.states import locked
 
@@ -85,20 +86,20 @@ def run(flags: Flags) -> dict[str, Any]:
 
     from keras_bert.pretrain.objectives import PretrainNetwork
     from keras_bert.pretrain.reader import Corpus
-    from keras_bert.pretrain.run import Phase, Rows, pretrain
+    from keras_bert.pretrain.run import CorpusBatches, Phase, pretrain
     from keras_bert.training import hardware, loop
     from keras_bert.training.devices import meet, strategy_for, worker
 
     strategy = strategy_for(config)
 
-    def rows(source: str) -> Rows:
+    def rows(source: str) -> CorpusBatches:
         corpus = Corpus.open(source, vocab_size=encoder.vocab_size, say=note)
         if corpus.manifest.get("vocabulary_sha256", fingerprint(vocabulary)) != fingerprint(vocabulary):
             raise ConfigError(f"{source}: was made with another vocabulary than that of the model")
         longest = corpus.manifest.get("config", {}).get("max_seq_length", flags["max_seq_length"])
         if longest > flags["max_seq_length"]:
             raise ConfigError(f"{source}: has rows of {longest} tokens, --max_seq_length is {flags['max_seq_length']}")
-        return Rows(corpus, vocabulary, masking, config, longest, pretraining.pack_rows)
+        return CorpusBatches(corpus, vocabulary, masking, config, longest, pretraining.pack_rows)
 
     sources = [flags["input_file"], *filter(None, [flags["phase_two_input_file"]])]
     second = pretraining.phase_two_steps
@@ -107,7 +108,12 @@ def run(flags: Flags) -> dict[str, Any]:
     phases = [Phase(rows(source), n, size) for source, n, size in zip(sources, steps, sizes, strict=False)]
     held_out = rows(flags["eval_input_file"]) if flags["eval_input_file"] else None
     keras.utils.set_random_seed(config.seed)
-    network = PretrainNetwork(encoder, classes(phases[0].rows.corpus.manifest))
+    network = PretrainNetwork(
+        encoder,
+        classes(phases[0].rows.corpus.manifest),
+        objectives=list(pretraining.weights) or None,
+        reduction=pretraining.loss_reduction,
+    )
     if found is not None:
         from keras_bert.checkpoints import checkpoints
 
@@ -194,5 +200,5 @@ def manifest_of(source: str) -> dict[str, Any]:
 
 
 def classes(manifest: dict[str, Any]) -> int:
-    """Kinds of sentence pairs in a corpus; records without a manifest are the original's, which have two."""
-    return CLASSES[manifest["config"]["pairs"]] if manifest else 2
+    """Labels of sentence pairs in a corpus; records without a manifest are the original's, which have two."""
+    return choose(PAIRS, manifest["config"]["pairs"], "pairs of the corpus").classes if manifest else 2

@@ -1,12 +1,16 @@
 """What all configs share: fields that become flags, checks, and the way to JSON and back."""
 
 import dataclasses
+import importlib
 import json
 from typing import Any, TypeVar
 
 from keras_bert.errors import ConfigError
 
 T = TypeVar("T")
+
+PLAIN = (bool, int, float, list, tuple, dict, type(None))
+"""What JSON holds beside strings; nothing of it can stand in place of a name of an open table."""
 
 
 def flag(default: Any, help: str, choices: tuple[str, ...] | str | None = None) -> Any:
@@ -39,18 +43,33 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     """Build a config from a dict.
 
+    Args:
+        kind: a dataclass. One with a `variant` names the class that suits the values, see `tasks.HeadConfig`.
+
     Raises:
         ConfigError: a key is not a field of `kind`, or a value is of another type or out of its range.
     """
-    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(names))
-    require(not unknown, f"{kind.__name__} has no {unknown}; it has {names}")
+    variant: Any = getattr(kind, "variant", None)
+    if variant:
+        kind, values = variant(values)
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    require(not unknown, f"{kind.__name__} has no {unknown}; it has {list(fields)}")
     for name, value in values.items():
         usual = getattr(kind, name)
         likes = {float: (int, float), tuple: (list, tuple)}.get(type(usual), type(usual))
         right = isinstance(value, likes) and isinstance(value, bool) == isinstance(usual, bool)
-        require(right, f"{name} must be like {usual!r}, got {value!r}")
+        entry = isinstance(fields[name].metadata.get("choices"), str) and not isinstance(value, PLAIN)
+        require(right or entry, f"{name} must be like {usual!r}, got {value!r}")
     return kind(**values)
+
+
+def resolve(name: Any) -> Any:
+    """What a string such as "keras_bert.data.labels:Classes" names; what is no string is returned as it is."""
+    if not isinstance(name, str):
+        return name
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def choose(table: dict[str, T], name: str | T, what: str) -> T:

@@ -1,8 +1,35 @@
 """Corpora, masking and the length of pretraining."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from keras_bert.config.base import check_choices, flag, require
+
+
+def weights_of(value: str | Mapping[Any, float], what: str) -> dict[Any, float]:
+    """`NAME:WEIGHT,NAME:WEIGHT` as a dict. Python may give a mapping, in which values of the table stand for names.
+
+    Raises:
+        ConfigError: it is not of this form, or a name stands in it twice.
+    """
+    if not isinstance(value, str):
+        return dict(value)
+    weights: dict[Any, float] = {}
+    for item in filter(None, value.split(",")):
+        name, colon, number = (part.strip() for part in item.partition(":"))
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        require(
+            bool(name and colon) and math.isfinite(weight),
+            f"{what} must be NAME:WEIGHT with commas between, got {item!r}",
+        )
+        require(name not in weights, f"{what} names {name} twice")
+        weights[name] = weight
+    return weights
 
 
 @dataclass(frozen=True)
@@ -18,11 +45,15 @@ class MaskingConfig:
     mask_unit: str = flag(
         "token",
         "What is predicted as a whole: a token, a word with all its pieces, or a span of words (SpanBERT).",
-        ("token", "whole_word", "span"),
+        "keras_bert.pretrain.masking:UNITS",
     )
     mask_share: float = flag(0.8, "Share of the predicted tokens that are replaced by --mask_token.")
     random_share: float = flag(0.1, "Share of the predicted tokens that are replaced by any of the vocabulary.")
     keep_share: float = flag(0.1, "Share of the predicted tokens that stay as they are.")
+    replacements: str = flag(
+        "",
+        "Shares of other replacements, as NAME:SHARE with commas between; with the three above they add up to 1.",
+    )
     mask_token: str = flag("[MASK]", "What hides a token; [UNK] is known to fine-tuning too.", ("[MASK]", "[UNK]"))
 
     def __post_init__(self) -> None:
@@ -32,11 +63,20 @@ class MaskingConfig:
             self.max_predictions_per_seq >= 0,
             f"max_predictions_per_seq must be at least 0, got {self.max_predictions_per_seq}",
         )
-        shares = (self.mask_share, self.random_share, self.keep_share)
+        shares = self.shares.values()
         require(
             min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
             f"mask_share, random_share and keep_share must add up to 1, got {' + '.join(map(str, shares))}",
         )
+
+    @property
+    def shares(self) -> dict[Any, float]:
+        """The share of each replacement of the predicted tokens, in the order in which they are drawn."""
+        usual = {"mask": self.mask_share, "random": self.random_share, "keep": self.keep_share}
+        others = weights_of(self.replacements, "replacements")
+        twice = sorted(set(usual) & set(others))
+        require(not twice, f"replacements names {', '.join(twice)}, which has a setting of its own")
+        return usual | others
 
 
 @dataclass(frozen=True)
@@ -51,7 +91,7 @@ class CorpusConfig:
     pairs: str = flag(
         "next_sentence",
         "What the segments of a row are, and so what is to be told of them.",
-        ("next_sentence", "sentence_order", "three_way", "distance", "none"),
+        "keras_bert.pretrain.pairs:PAIRS",
     )
     max_seq_length: int = flag(128, "Longest row in tokens, [CLS] and [SEP] included.")
     short_seq_prob: float = flag(0.1, "Share of documents whose rows aim at a random shorter length.")
@@ -64,14 +104,15 @@ class CorpusConfig:
     sentences: str = flag(
         "auto",
         "Where sentences end; auto is lines for plain text, and punctuation for the rest.",
-        ("auto", "lines", "punctuation"),
+        "keras_bert.pretrain.documents:SENTENCES",
     )
     input_format: str = flag(
         "auto",
         "text: blank lines between documents; jsonl: an object a line; wiki: <doc ...> blocks; auto: each as it looks.",
-        ("auto", "text", "jsonl", "wiki"),
+        "keras_bert.pretrain.documents:READERS",
     )
     text_column: str = flag("text", "Key of the text in jsonl.")
+    columns: str = flag("", "Columns to store beside the tokens, such as cased; a comma list.")
     flavour: str = "original"
 
     def __post_init__(self) -> None:
@@ -105,7 +146,12 @@ class PretrainConfig:
     loss_reduction: str = flag(
         "mean",
         "Mean of the masked tokens' losses, or their sum in each row, before the sentence task's loss is added.",
-        ("mean", "sum"),
+        "keras_bert.pretrain.objectives:REDUCTIONS",
+    )
+    objectives: str = flag(
+        "",
+        "What is learned, as NAME:WEIGHT with commas between; default: masked_lm:1 and, if the corpus has pairs, "
+        "next_sentence:1.",
     )
 
     def __post_init__(self) -> None:
@@ -118,3 +164,9 @@ class PretrainConfig:
             self.phase_two_steps < self.num_train_steps,
             f"phase_two_steps {self.phase_two_steps} must be fewer than all {self.num_train_steps} steps",
         )
+        require(min(self.weights.values(), default=1) > 0, f"weights of objectives must be above 0, got {self.weights}")
+
+    @property
+    def weights(self) -> dict[Any, float]:
+        """The weight of each objective that was chosen; empty means the usual ones of the corpus."""
+        return weights_of(self.objectives, "objectives")

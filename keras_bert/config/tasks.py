@@ -1,32 +1,24 @@
-"""What is asked of the encoder, and which columns of a file say it."""
+"""The columns of a file, and one dataclass for each task: its own fields, and its facts.
+
+A task is a class here and a head in `tasks/`. `TASKS` and `tasks.HEADS` are open: a row in both is a new task, for
+Python and for the commands.
+"""
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from keras_bert.config.base import check_choices, flag, require
+from keras_bert.config.base import check_choices, choose, flag, require
+from keras_bert.tags import tags_of, types_of
 
 TARGETS = ("masked_positions", "masked_ids", "masked_weights", "pair_labels", "cls_positions")
 """What stands beside the features in a row of pretraining; see `pretrain.rows`."""
 
-WEIGHTED = ("classify", "multilabel")
-"""Tasks whose labels can be smoothed and weighted."""
-
-PAIRED = ("span", "similarity")
-"""Tasks that read two texts."""
-
-VECTORS = ("similarity", "embed")
-
-SENTENCES = ("classify", "multilabel", "regress", "choice", *VECTORS)
-
-MEANT_FOR = {
-    "layers": (*SENTENCES, "tag", "span"),
-    "head_lstm": (*SENTENCES, "tag", "span"),
-    "pooling": SENTENCES,
-    "normalize": VECTORS,
-    "objective": ("similarity",),
-}
-"""Tasks that a field of `HeadConfig` is for; with others it keeps its default."""
+READS = ("row", "each", "choices", "offsets", "windows")
+"""How an example is read: its texts as one row; each text as a row; its text with each choice as a row; as one row with
+the place of each token in the text; or in overlapping windows, with these places too."""
 
 
 @dataclass(frozen=True)
@@ -51,96 +43,456 @@ class DataConfig:
         )
 
 
+# === The form of all ===
+
+
 @dataclass(frozen=True)
 class HeadConfig:
     """What is asked of the encoder.
 
-    `labels` are label values as the training file writes them, in the order of class ids; for tagging the types of
-    entities. `threshold` is the score from which a label counts as active (multilabel), and above which the last of
-    two labels is the answer (classify). `label_smoothing` and `label_weights`, one for each label where there are any,
-    shape the loss of training; `FinetuneConfig` says how. `mask_token_id` is the number of [MASK] in the vocabulary
-    (fill_mask).
+    `HeadConfig(task="span", n_best_size=5)` is a `SpanConfig`: each task has a class of its own in `TASKS`, with the
+    fields that only it has. `labels` are label values as the training file writes them, in the order of class ids.
+
+    Attributes:
+        reads: how an example is read, one of `READS`.
+        source: the class of `data` that reads its files and encodes its labels, or "module:name" of it.
+        scores: the class that judges scores of whole rows (`tasks.scores`), or its "module:name"; "" if the answer is
+            no such score.
+        has_labels: whether it has label values, given or found in the training file.
+        paired: whether it needs a second text.
+        single: whether it reads single texts only.
+        columns: names of columns that differ from `DataConfig` in its files.
+        untrainable: why fine-tuning cannot train it; "" if it can.
+        pretrained: whether a pretrained checkpoint answers it without training.
+        encoder_only: whether it uses only the encoder of a checkpoint, whatever that was trained for.
+        form: what weights its head has, a name of `model.shapes.FORMS`.
+        fits_csv: whether `predict` can write its answers into a csv file.
+        portable: what models for LiteRT and ONNX give: "answer", "embedding" or "logits"; "" if there are none.
+        pipeline: tag of the task in a model card.
+        architecture, problem_type: class of transformers that computes it, and its `problem_type`.
     """
 
     task: str = "classify"
     labels: tuple[str, ...] = ()
     dropout: float = flag(0.1, "Dropout before the last layer of the head.")
-    threshold: float = 0.5
-    label_smoothing: float = 0.0
-    label_weights: tuple[float, ...] = ()
+
+    reads: ClassVar[str] = "row"
+    source: ClassVar[Any] = "keras_bert.data.labels:Classes"
+    scores: ClassVar[Any] = ""
+    has_labels: ClassVar[bool] = False
+    paired: ClassVar[bool] = False
+    single: ClassVar[bool] = False
+    columns: ClassVar[Mapping[str, str]] = {}
+    untrainable: ClassVar[str] = ""
+    pretrained: ClassVar[bool] = False
+    encoder_only: ClassVar[bool] = False
+    form: ClassVar[Any] = "words"
+    fits_csv: ClassVar[bool] = True
+    portable: ClassVar[str] = ""
+    pipeline: ClassVar[str] = ""
+    architecture: ClassVar[str] = ""
+    problem_type: ClassVar[str] = ""
+
+    if TYPE_CHECKING:  # the fields of every task may be given; `__new__` picks the class that has them
+
+        def __init__(self, task: str = "classify", labels: Any = (), **fields: Any) -> None: ...
+
+    def __new__(cls, task: str = "", *_: Any, **fields: Any) -> "HeadConfig":
+        kind = choose(TASKS, task or "classify", "task") if cls is HeadConfig else cls
+        for name in fields:
+            require(_has(kind, name) or not _owners(name), _foreign(name, task or kind.task))
+        return object.__new__(kind)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        check_choices(self)
+        self.check()
+
+    def check(self) -> None:
+        """Raises ConfigError if a value is out of its range."""
+        require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        require(not twice, f"labels must be unique, these are not: {twice}")
+
+    @property
+    def width(self) -> int:
+        """Number of logits per example, or per token."""
+        return len(self.labels)
+
+    @property
+    def logit_labels(self) -> tuple[str, ...]:
+        """Names of the logits, where labels give them names."""
+        return self.labels
+
+    @classmethod
+    def labels_of(cls, names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The labels of a model whose logits have these names, and the number in `names` of each of our logits; no
+        numbers if the order is the same.
+
+        Raises:
+            ConfigError: a head for the task has other logits.
+        """
+        return (names if cls.has_labels else ()), ()
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether the loss compares the rows of a batch, so that a batch cannot be cut into parts."""
+        return False
+
+    @classmethod
+    def variants(cls) -> Mapping[str, type["HeadConfig"]]:
+        """The classes whose fields are flags, by task."""
+        return TASKS if cls is HeadConfig else {cls.task: cls}
+
+    @classmethod
+    def variant(cls, values: Mapping[str, Any]) -> tuple[type["HeadConfig"], dict[str, Any]]:
+        """The class of the task that `values` name, and those of the values that are its fields.
+
+        Values of other tasks' fields are left out if they are the defaults, as runs of former versions hold them.
+
+        Raises:
+            ConfigError: no such task, or a value of another task's field is not its default.
+        """
+        task = values.get("task", cls.task)
+        require(isinstance(task, str), f"task must be a name, got {task!r}")
+        kind = choose(TASKS, task, "task") if cls is HeadConfig else cls
+        own = {}
+        for name, value in values.items():
+            owners = _owners(name)
+            if _has(kind, name) or not owners:
+                own[name] = value
+            else:
+                usual = getattr(TASKS[owners[0]], name)
+                require(value == usual or (usual == () and value == []), _foreign(name, task))
+        return kind, own
+
+
+def _has(kind: type, name: str) -> bool:
+    return any(f.name == name for f in dataclasses.fields(kind))
+
+
+def _owners(name: str) -> list[str]:
+    """The tasks that have this field."""
+    return [task for task, kind in TASKS.items() if _has(kind, name)]
+
+
+def _foreign(name: str, task: str) -> str:
+    return f"{name} has no meaning with the task {task}, only with {', '.join(_owners(name))}"
+
+
+@dataclass(frozen=True)
+class LayersConfig(HeadConfig):
+    """A head over layers of the encoder that can be chosen."""
+
     layers: str = flag(
         "last",
         "Layers of the encoder that are read; mix learns the weights of all.",
-        ("last", "second_last", "first_last", "last4_sum", "last4_concat", "mix"),
+        "keras_bert.model.readout:LAYERS",
     )
     head_lstm: int = flag(0, "Units of each direction of a BiLSTM between the encoder and the head; 0 means none.")
+
+    form: ClassVar[Any] = "tokens"
+
+    def check(self) -> None:
+        super().check()
+        require(0 <= self.head_lstm <= 4096, f"head_lstm must be from 0 to 4096, got {self.head_lstm}")
+
+
+@dataclass(frozen=True)
+class SentenceConfig(LayersConfig):
+    """A head over one vector of a row."""
+
     pooling: str = flag(
         "",
         "What stands for a whole text: cls, mean or max of its tokens. Default: the pretrained pooler; the mean for "
         "similarity and embed, and with --head_lstm or other --layers.",
-        ("", "cls", "mean", "max"),
+        "keras_bert.model.readout:POOLINGS",
     )
-    normalize: bool = flag(True, "similarity, embed: vectors of length 1.")
-    objective: str = flag(
-        "",
-        "similarity: ranking of each pair's second text before the others of the batch (of its part, on many devices), "
-        "or cosines like the scores. "
-        "Default: scores where there is a label column, else ranking.",
-        ("", "ranking", "scores"),
-    )
-    similarity_scale: float = flag(20.0, "similarity: factor of cosines in the softmax of --objective=ranking.")
-    max_score: float = flag(1.0, "similarity: score of texts that mean the same, such as 5 for STS; a cosine of 1.")
-    decode: str = flag(
-        "",
-        "tag: argmax, or constrained to tags that can follow each other; span: joint search, or independent ends. "
-        "Default: the first.",
-        ("", "argmax", "constrained", "joint", "independent"),
-    )
-    max_entities: int = flag(64, "tag: entities of a text that are answered at most.")
-    max_answer_length: int = flag(30, "span: longest answer in tokens.")
-    n_best_size: int = flag(20, "span: answers that are given for each question, from the best on.")
-    version_2_with_negative: bool = flag(False, "span: there are questions without an answer, as in SQuAD 2.0.")
-    null_score_diff_threshold: float = flag(
-        0.0, "span: no answer where no-answer scores more than this above the best; the evaluation tunes it."
-    )
-    top_k: int = flag(5, "fill_mask: words that are given for each mask, from the best on.")
-    max_masks: int = flag(16, "fill_mask: masks of a text that are answered at most.")
-    mask_token_id: int = -1
-    max_target_length: int = flag(32, "generate: longest target in tokens, its end included; sources keep the rest.")
-    beam_size: int = flag(1, "generate: hypotheses that the search goes on with; 1 is greedy search.")
-    length_penalty: float = flag(0.6, "generate: how much longer targets are preferred; 0 compares probabilities.")
+
+    form: ClassVar[Any] = "sentence"
+
+
+@dataclass(frozen=True)
+class WeightedConfig(SentenceConfig):
+    """A head whose labels can be smoothed and weighted, and decided by a threshold.
+
+    `threshold` is the score from which a label counts as active (multilabel), and above which the last of two labels is
+    the answer (classify). `label_smoothing` and `label_weights`, one for each label if there are any, shape the loss of
+    training; `FinetuneConfig` says how.
+    """
+
+    threshold: float = 0.5
+    label_smoothing: float = 0.0
+    label_weights: tuple[float, ...] = ()
+
+    has_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("labels", "label_weights"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_choices(self)
-        suits = {"tag": ("", "argmax", "constrained"), "span": ("", "joint", "independent")}.get(self.task, ("",))
-        require(self.decode in suits, f"decode must be one of {suits} for {self.task}, got {self.decode!r}")
-        for name in ("max_entities", "max_answer_length", "n_best_size", "top_k", "max_masks", "beam_size"):
-            require(1 <= getattr(self, name) <= 1000, f"{name} must be from 1 to 1000, got {getattr(self, name)}")
-        require(math.isfinite(self.null_score_diff_threshold), "null_score_diff_threshold must be a number")
-        require(self.max_target_length >= 2, f"max_target_length must be at least 2, got {self.max_target_length}")
-        require(0 <= self.length_penalty <= 10, f"length_penalty must be from 0 to 10, got {self.length_penalty}")
-        usual = {f.name: f.default for f in dataclasses.fields(self)}
-        for name, tasks in MEANT_FOR.items():
-            require(
-                self.task in tasks or getattr(self, name) == usual[name],
-                f"{name} has no meaning with the task {self.task}, only with {', '.join(tasks)}",
-            )
-        require(0 <= self.head_lstm <= 4096, f"head_lstm must be from 0 to 4096, got {self.head_lstm}")
-        for name in ("similarity_scale", "max_score"):
-            require(0 < getattr(self, name) < math.inf, f"{name} must be above 0, got {getattr(self, name)}")
-        require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+        object.__setattr__(self, "label_weights", tuple(self.label_weights))
+        super().__post_init__()
+
+    def check(self) -> None:
+        super().check()
         require(0 < self.threshold < 1, f"threshold must be in (0, 1), got {self.threshold}")
         require(0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        for name in ("label_smoothing", "label_weights"):
-            require(
-                not getattr(self, name) or self.task in WEIGHTED,
-                f"{name} has no meaning with the task {self.task}, only with {' and '.join(WEIGHTED)}",
-            )
         require(
             len(self.label_weights) in (0, len(self.labels)) and all(0 < w < math.inf for w in self.label_weights),
             f"label_weights must be a number above 0 for each of the labels, got {self.label_weights}",
         )
-        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
-        require(not twice, f"labels must be unique, these are not: {twice}")
+
+
+@dataclass(frozen=True)
+class VectorConfig(SentenceConfig):
+    """A head that gives a vector of each text."""
+
+    normalize: bool = flag(True, "vectors of length 1.")
+
+    form: ClassVar[Any] = "vectors"
+    pretrained: ClassVar[bool] = True
+
+
+# === Tasks ===
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(WeightedConfig):
+    """One of n labels."""
+
+    scores: ClassVar[Any] = "keras_bert.tasks.scores:ClassScores"
+    portable: ClassVar[str] = "answer"
+    pipeline: ClassVar[str] = "text-classification"
+    architecture: ClassVar[str] = "BertForSequenceClassification"
+    problem_type: ClassVar[str] = "single_label_classification"
+
+
+@dataclass(frozen=True)
+class MultilabelConfig(WeightedConfig):
+    """Any number of n labels."""
+
+    task: str = "multilabel"
+
+    source: ClassVar[Any] = "keras_bert.data.labels:LabelSets"
+    scores: ClassVar[Any] = "keras_bert.tasks.scores:LabelScores"
+    portable: ClassVar[str] = "answer"
+    pipeline: ClassVar[str] = "text-classification"
+    architecture: ClassVar[str] = "BertForSequenceClassification"
+    problem_type: ClassVar[str] = "multi_label_classification"
+
+
+@dataclass(frozen=True)
+class RegressConfig(SentenceConfig):
+    """One number."""
+
+    task: str = "regress"
+
+    source: ClassVar[Any] = "keras_bert.data.labels:Numbers"
+    scores: ClassVar[Any] = "keras_bert.tasks.scores:NumberScores"
+    portable: ClassVar[str] = "answer"
+    pipeline: ClassVar[str] = "text-classification"
+    architecture: ClassVar[str] = "BertForSequenceClassification"
+    problem_type: ClassVar[str] = "regression"
+
+    @property
+    def width(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class ChoiceConfig(SentenceConfig):
+    """One of the choices of a question."""
+
+    task: str = "choice"
+
+    reads: ClassVar[str] = "choices"
+    source: ClassVar[Any] = "keras_bert.data.choices:Choices"
+    pipeline: ClassVar[str] = "multiple-choice"
+    architecture: ClassVar[str] = "BertForMultipleChoice"
+
+    @property
+    def width(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class SimilarityConfig(VectorConfig):
+    """How similar two texts are."""
+
+    task: str = "similarity"
+    objective: str = flag(
+        "",
+        "ranking of each pair's second text before the others of the batch (of its part, on many devices), or cosines "
+        "like the scores. Default: scores where there is a label column, else ranking.",
+        "keras_bert.tasks.cosines:OBJECTIVES",
+    )
+    similarity_scale: float = flag(20.0, "factor of cosines in the softmax of --objective=ranking.")
+    max_score: float = flag(1.0, "score of texts that mean the same, such as 5 for STS; a cosine of 1.")
+
+    reads: ClassVar[str] = "each"
+    source: ClassVar[Any] = "keras_bert.data.pairs:Pairs"
+    paired: ClassVar[bool] = True
+    portable: ClassVar[str] = "embedding"
+    pipeline: ClassVar[str] = "sentence-similarity"
+
+    def check(self) -> None:
+        super().check()
+        for name in ("similarity_scale", "max_score"):
+            require(0 < getattr(self, name) < math.inf, f"{name} must be above 0, got {getattr(self, name)}")
+
+    @property
+    def whole_batch(self) -> bool:
+        return self.objective == "ranking"
+
+
+@dataclass(frozen=True)
+class EmbedConfig(VectorConfig):
+    """A vector of each text."""
+
+    task: str = "embed"
+
+    untrainable: ClassVar[str] = "embed has nothing to learn from; similarity learns from pairs of texts"
+    encoder_only: ClassVar[bool] = True
+    fits_csv: ClassVar[bool] = False
+    pipeline: ClassVar[str] = "feature-extraction"
+
+
+@dataclass(frozen=True)
+class TagConfig(LayersConfig):
+    """Entities in a text; the labels are their types."""
+
+    task: str = "tag"
+    decode: str = flag(
+        "",
+        "argmax (default), or constrained to tags that can follow each other.",
+        "keras_bert.tasks.tagging:DECODES",
+    )
+    max_entities: int = flag(64, "entities of a text that are answered at most.")
+
+    reads: ClassVar[str] = "windows"
+    source: ClassVar[Any] = "keras_bert.data.entities:Entities"
+    has_labels: ClassVar[bool] = True
+    fits_csv: ClassVar[bool] = False
+    portable: ClassVar[str] = "logits"
+    pipeline: ClassVar[str] = "token-classification"
+    architecture: ClassVar[str] = "BertForTokenClassification"
+
+    def check(self) -> None:
+        super().check()
+        check_counts(self, "max_entities")
+
+    @property
+    def width(self) -> int:
+        return 1 + 2 * len(self.labels)
+
+    @property
+    def logit_labels(self) -> tuple[str, ...]:
+        return tags_of(self.labels)
+
+    @classmethod
+    def labels_of(cls, names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        types, order = types_of(names)
+        require(bool(types), "are not O with a B-TYPE and an I-TYPE for each type, which a head for tag needs")
+        return types, order
+
+
+@dataclass(frozen=True)
+class SpanConfig(LayersConfig):
+    """The answer to a question in a passage."""
+
+    task: str = "span"
+    decode: str = flag("", "joint search (default), or independent ends.", "keras_bert.tasks.spans:DECODES")
+    max_answer_length: int = flag(30, "longest answer in tokens.")
+    n_best_size: int = flag(20, "answers that are given for each question, from the best on.")
+    version_2_with_negative: bool = flag(False, "there are questions without an answer, as in SQuAD 2.0.")
+    null_score_diff_threshold: float = flag(
+        0.0, "no answer where no-answer scores more than this above the best; the evaluation tunes it."
+    )
+
+    reads: ClassVar[str] = "windows"
+    source: ClassVar[Any] = "keras_bert.data.questions:Answers"
+    paired: ClassVar[bool] = True
+    fits_csv: ClassVar[bool] = False
+    portable: ClassVar[str] = "logits"
+    pipeline: ClassVar[str] = "question-answering"
+    architecture: ClassVar[str] = "BertForQuestionAnswering"
+
+    def check(self) -> None:
+        super().check()
+        check_counts(self, "max_answer_length", "n_best_size")
+        require(math.isfinite(self.null_score_diff_threshold), "null_score_diff_threshold must be a number")
+
+    @property
+    def width(self) -> int:
+        return 2
+
+
+@dataclass(frozen=True)
+class FillMaskConfig(HeadConfig):
+    """The words at the masks of a text. `mask_token_id` is the number of [MASK] in the vocabulary."""
+
+    task: str = "fill_mask"
+    top_k: int = flag(5, "words that are given for each mask, from the best on.")
+    max_masks: int = flag(16, "masks of a text that are answered at most.")
+    mask_token_id: int = -1
+
+    reads: ClassVar[str] = "offsets"
+    source: ClassVar[Any] = "keras_bert.data.masked:MaskedWords"
+    single: ClassVar[bool] = True
+    columns: ClassVar[Mapping[str, str]] = {"label_column": "target"}
+    untrainable: ClassVar[str] = "fill_mask is learnt by pretraining: `keras-bert pretrain`"
+    pretrained: ClassVar[bool] = True
+    fits_csv: ClassVar[bool] = False
+    pipeline: ClassVar[str] = "fill-mask"
+
+    def check(self) -> None:
+        super().check()
+        check_counts(self, "top_k", "max_masks")
+
+
+@dataclass(frozen=True)
+class GenerateConfig(HeadConfig):
+    """A text that follows a text."""
+
+    task: str = "generate"
+    max_target_length: int = flag(32, "longest target in tokens, its end included; sources keep the rest.")
+    beam_size: int = flag(1, "hypotheses that the search goes on with; 1 is greedy search.")
+    length_penalty: float = flag(0.6, "how much longer targets are preferred; 0 compares probabilities.")
+
+    source: ClassVar[Any] = "keras_bert.data.masked:Targets"
+    single: ClassVar[bool] = True
+    columns: ClassVar[Mapping[str, str]] = {"text_column": "source", "label_column": "target"}
+    pipeline: ClassVar[str] = "text2text-generation"
+
+    def check(self) -> None:
+        super().check()
+        check_counts(self, "beam_size")
+        require(self.max_target_length >= 2, f"max_target_length must be at least 2, got {self.max_target_length}")
+        require(0 <= self.length_penalty <= 10, f"length_penalty must be from 0 to 10, got {self.length_penalty}")
+
+
+def check_counts(config: HeadConfig, *names: str) -> None:
+    """Raises ConfigError if one of these fields is not from 1 to 1000."""
+    for name in names:
+        require(1 <= getattr(config, name) <= 1000, f"{name} must be from 1 to 1000, got {getattr(config, name)}")
+
+
+TASKS: dict[str, type[HeadConfig]] = {
+    "classify": ClassifyConfig,
+    "multilabel": MultilabelConfig,
+    "regress": RegressConfig,
+    "choice": ChoiceConfig,
+    "similarity": SimilarityConfig,
+    "tag": TagConfig,
+    "span": SpanConfig,
+    "generate": GenerateConfig,
+    "fill_mask": FillMaskConfig,
+    "embed": EmbedConfig,
+}
+
+
+def tasks_with(kind: type[HeadConfig] = HeadConfig, **facts: Any) -> list[str]:
+    """The tasks whose class is a `kind` with these facts, such as `tasks_with(has_labels=True)`."""
+    return [
+        task
+        for task, found in TASKS.items()
+        if issubclass(found, kind) and all(getattr(found, name) == value for name, value in facts.items())
+    ]

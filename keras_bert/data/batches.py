@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_bert.config import FEATURES
+from keras_bert.data.tables import Table
 from keras_bert.errors import DataError
 
 
@@ -60,18 +61,16 @@ class Examples:
     """Texts with their labels as numbers, as training and evaluation take them.
 
     Attributes:
-        segments: lists of n strings: the texts, and the second texts of pairs; of choices last a list of n lists, all
-            of one length and filled up with "" (`filled`).
-        labels: an array whose first axis is n, or None: int32 `[n]` of classify, float32 `[n, classes]` of multilabel,
-            float32 `[n]` of regress, int32 `[n, K, 3]` of tag (`tagging.targets`), int32 `[n, 2]` of span
-            (`spans.targets`), int32 `[n]` of choice.
-        references: what metrics compare with, where that is more than the labels: n times the UTF-8 passage and the
-            list of right answers (span).
+        segments: lists of n strings: the texts, and the second texts of pairs; choices are a list of n lists, last.
+        labels: an array whose first axis is n, or None; see the `encode` of the task's source.
+        references: what metrics compare with, if that is more than the labels: n values.
+        table: the rows that they were read from, if there are any.
     """
 
     segments: tuple[list[Any], ...]
     labels: Any = None
     references: Any = None
+    table: Table | None = None
 
     def __post_init__(self) -> None:
         for other in self.segments[1:]:
@@ -86,17 +85,39 @@ class Examples:
         """What metrics compare with."""
         return self.labels if self.references is None else self.references
 
+    @property
+    def rows(self) -> Table:
+        """The table, of examples that were read from one."""
+        assert self.table is not None
+        return self.table
+
+    @property
+    def columns(self) -> list[list[Any]]:
+        """The segments, with lists of choices filled up to one length (`filled`)."""
+        return [filled(values) if values and isinstance(values[0], list) else values for values in self.segments]
+
+    def take(self, indices: Iterable[int]) -> "Examples":
+        """The examples of `indices`, in that order."""
+        numbers = [int(i) for i in indices]
+        return Examples(
+            tuple([values[i] for i in numbers] for values in self.segments),
+            None if self.labels is None else self.labels[numbers],
+            None if self.references is None else [self.references[i] for i in numbers],
+            None if self.table is None else self.table.take(numbers),
+        )
+
 
 def lengths(examples: Examples, text: Any, chunk: int = 1024, cut: bool = True, how: str = "row") -> np.ndarray:
     """Tokens of each row, or of the longest of each example, as they are or after cutting, int32 `[n]`.
 
     Args:
         text: a `text.Text`.
-        how: the rows of an example, see `text.Text.read`.
+        how: how an example is read, one of `config.tasks.READS`; windows count as one row.
     """
-    counts = [np.zeros(0, np.int32)]
+    how = "row" if how == "windows" else how
+    counts, columns = [np.zeros(0, np.int32)], examples.columns
     for i in range(0, len(examples), chunk):
-        part = [encoded(segment[i : i + chunk]) for segment in examples.segments]
+        part = [encoded(segment[i : i + chunk]) for segment in columns]
         counts.append(text.count(*part, how=how) if cut else text.read(how, *part)["num_tokens"].numpy())
     return np.concatenate(counts)
 
@@ -137,7 +158,7 @@ def dataset(
     """
     import tensorflow as tf
 
-    segments = [tf.constant(encoded(values), tf.string) for values in examples.segments]
+    segments = [tf.constant(encoded(values), tf.string) for values in examples.columns]
     labels = tf.zeros([len(examples)]) if examples.labels is None else tf.constant(examples.labels)
     flat = np.concatenate([*batches, np.zeros(0, np.int64)]).astype(np.int32)
     ragged = tf.RaggedTensor.from_row_lengths(flat, [len(b) for b in batches])

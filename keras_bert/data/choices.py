@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_bert.config import DataConfig
+from keras_bert.config import DataConfig, HeadConfig
 from keras_bert.data.faults import TABLES, Reading
+from keras_bert.data.source import FileSource, MakeTokenizer, text_columns
 from keras_bert.data.tables import Table, read, read_objects, read_text
 from keras_bert.errors import DataError
 
@@ -54,9 +55,10 @@ def read_choices(path: str, data: DataConfig, how: Reading) -> Table:
             raise DataError(f"{where}: has no {', '.join(missing)}; it has {', '.join(question.columns)}")
         if sum(bool(choice) for choice in question.choices) < 2:
             raise DataError(f"{where}: needs two choices at least, got {question.choices}")
-    kept = [data.text_column, *[data.text_pair_column] * bool(data.text_pair_column)]
-    kept += [data.id_column] * all(data.id_column in question.columns for question in found)
-    table: dict[str, list[Any]] = {name: [q.columns[name] for q in found] for name in kept}
+    copied = text_columns(data)
+    if all(data.id_column in question.columns for question in found):
+        copied.append(data.id_column)
+    table: dict[str, list[Any]] = {name: [q.columns[name] for q in found] for name in copied}
     table[data.choices_column] = [q.choices for q in found]
     if how.labelled:
         table[data.label_column] = _right(found, data.label_column, lambda q: f"{path}, {unit} {q.line}")
@@ -190,3 +192,21 @@ def encode_choices(rows: Table, data: DataConfig) -> np.ndarray:
         if not isinstance(right, int) or not 0 <= right < len(choices) or not choices[right]:
             raise DataError(f"{rows.where(i)}: the label {right!r} is no number of one of the choices {choices}")
     return np.array(rows[data.label_column], np.int32)
+
+
+class Choices(FileSource):
+    """Questions with choices."""
+
+    without_labels = ()
+
+    def read_file(self, path: str, data: DataConfig, how: Reading) -> Table:
+        return read_choices(path, data, how)
+
+    def segment_columns(self, data: DataConfig) -> list[str]:
+        return [*super().segment_columns(data), data.choices_column]
+
+    def value(self, label: Any) -> Any:
+        return int(label)
+
+    def encode(self, table: Table, data: DataConfig, config: HeadConfig, tokenizer: MakeTokenizer) -> tuple[Any, Any]:
+        return encode_choices(table, data), None

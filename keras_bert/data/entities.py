@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_bert.config import DataConfig, choose
+from keras_bert.config import DataConfig, HeadConfig, choose
 from keras_bert.data.faults import TABLES, Faults, Reading
+from keras_bert.data.source import FileSource, MakeTokenizer
 from keras_bert.data.tables import Table, bytes_before, read_objects, read_text
 from keras_bert.errors import DataError
 from keras_bert.tags import Span, spans_of
@@ -230,3 +231,19 @@ def encode_entities(rows: Table, data: DataConfig, labels: Sequence[str]) -> np.
                 raise DataError(f"{rows.where(i)}: entity {start} to {end} does not fit its text")
             encoded[i, j] = places[start], places[end], ids[kind]
     return encoded
+
+
+class Entities(FileSource):
+    """Texts with entities."""
+
+    def read_file(self, path: str, data: DataConfig, how: Reading) -> Table:
+        return read_entities(path, data, how)
+
+    def value(self, label: Any) -> Any:
+        return list(label)
+
+    def find_labels(self, table: Table, data: DataConfig) -> tuple[str, ...]:
+        return find_types(table, data.label_column)
+
+    def encode(self, table: Table, data: DataConfig, config: HeadConfig, tokenizer: MakeTokenizer) -> tuple[Any, Any]:
+        return encode_entities(table, data, config.labels), None

@@ -4,12 +4,13 @@ Labels are compared as they are written: "1" and "1.0" are not the same, and a c
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_bert.config import WEIGHTED, FinetuneConfig, HeadConfig
+from keras_bert.config import DataConfig, FinetuneConfig, HeadConfig, WeightedConfig, tasks_with
+from keras_bert.data.source import MakeTokenizer, Source
 from keras_bert.data.tables import Table
 from keras_bert.errors import ConfigError, DataError
 
@@ -57,37 +58,90 @@ def split_labels(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def encode_labels(rows: Table, column: str, task: str, labels: Sequence[str]) -> np.ndarray:
-    """Labels as numbers: int32 `[rows]` (classify), float32 `[rows, n]` (multilabel), float32 `[rows]` (regress).
-
-    Those of tag and span need the text too: `entities.encode_entities`, `questions.encode_answers`.
+def encode_classes(table: Table, column: str, labels: Sequence[str]) -> np.ndarray:
+    """The number of the label of each row, int32 `[rows]`.
 
     Raises:
-        DataError: a value that is missing, is not among `labels`, or is not a number.
+        DataError: a value is not among `labels`.
     """
+    return np.array([number for (number,) in _numbers(table, column, labels, lambda value: [value])], np.int32)
+
+
+def encode_sets(table: Table, column: str, labels: Sequence[str]) -> np.ndarray:
+    """1 for the labels of each row, else 0, float32 `[rows, labels]`; values are comma lists.
+
+    Raises:
+        DataError: as `encode_classes`.
+    """
+    encoded = np.zeros((len(table), len(labels)), np.float32)
+    for row, numbers in zip(encoded, _numbers(table, column, labels, split_labels), strict=True):
+        row[numbers] = 1
+    return encoded
+
+
+def _numbers(
+    table: Table, column: str, labels: Sequence[str], names_in: Callable[[str], list[str]]
+) -> Iterator[list[int]]:
+    """The numbers of the labels that each value names."""
     ids = {label: i for i, label in enumerate(labels)}
-    encoded: list[Any] = []
-    for i, value in enumerate(rows[column]):
-        if task == "regress":
-            number = number_of(value)
-            if number is None or abs(number) > float(np.finfo(np.float32).max):
-                raise DataError(f"{rows.where(i)}: {column} {value!r} is not a number")
-            encoded.append(number)
-            continue
-        names = split_labels(value) if task == "multilabel" else [value]
+    for i, value in enumerate(table[column]):
+        names = names_in(value)
         for name in names:
             if name not in ids:
                 raise DataError(
-                    f"{rows.where(i)}: {column} {name!r} is not among the labels {some_of(labels)} of training"
+                    f"{table.where(i)}: {column} {name!r} is not among the labels {some_of(labels)} of training"
                 )
-        if task == "multilabel":
-            chosen = np.zeros(len(labels), np.float32)
-            chosen[[ids[name] for name in names]] = 1
-            encoded.append(chosen)
-        else:
-            encoded.append(ids[value])
-    shape = (len(encoded), len(labels)) if task == "multilabel" else (len(encoded),)
-    return np.array(encoded, np.float32 if task in ("multilabel", "regress") else np.int32).reshape(shape)
+        yield [ids[name] for name in names]
+
+
+def encode_numbers(table: Table, column: str) -> np.ndarray:
+    """The number of each row, float32 `[rows]`.
+
+    Raises:
+        DataError: a value is no number.
+    """
+    encoded = []
+    for i, value in enumerate(table[column]):
+        number = number_of(value)
+        if number is None or abs(number) > float(np.finfo(np.float32).max):
+            raise DataError(f"{table.where(i)}: {column} {value!r} is not a number")
+        encoded.append(number)
+    return np.array(encoded, np.float32)
+
+
+# === Sources ===
+
+
+class Classes(Source):
+    """One label a row."""
+
+    stratified = True
+
+    def find_labels(self, table: Table, data: DataConfig) -> tuple[str, ...]:
+        return find_labels(table, data.label_column)
+
+    def encode(self, table: Table, data: DataConfig, config: HeadConfig, tokenizer: MakeTokenizer) -> tuple[Any, Any]:
+        return encode_classes(table, data.label_column, config.labels), None
+
+
+class LabelSets(Source):
+    """Comma lists of labels."""
+
+    def find_labels(self, table: Table, data: DataConfig) -> tuple[str, ...]:
+        return find_multilabels(table, data.label_column)
+
+    def encode(self, table: Table, data: DataConfig, config: HeadConfig, tokenizer: MakeTokenizer) -> tuple[Any, Any]:
+        return encode_sets(table, data.label_column, config.labels), None
+
+
+class Numbers(Source):
+    """One number a row."""
+
+    def encode(self, table: Table, data: DataConfig, config: HeadConfig, tokenizer: MakeTokenizer) -> tuple[Any, Any]:
+        return encode_numbers(table, data.label_column), None
+
+
+# === How much labels count ===
 
 
 def learnt_head(head: HeadConfig, finetune: FinetuneConfig, encoded: Any) -> HeadConfig:
@@ -99,11 +153,20 @@ def learnt_head(head: HeadConfig, finetune: FinetuneConfig, encoded: Any) -> Hea
     Raises:
         ConfigError: weights or smoothing do not suit the labels or the task.
     """
+    if not isinstance(head, WeightedConfig):
+        check_weighting(type(head), head.task, finetune)
+        return head
     spec = finetune.class_weights
-    if spec and head.task not in WEIGHTED:
-        raise ConfigError(f"class_weights has no meaning with the task {head.task}, only with {' and '.join(WEIGHTED)}")
     weights = label_weights(spec, encoded, head.labels) if spec else ()
     return dataclasses.replace(head, label_smoothing=finetune.label_smoothing, label_weights=weights)
+
+
+def check_weighting(kind: type[HeadConfig], task: str, finetune: FinetuneConfig) -> None:
+    """Raises ConfigError if the labels of a task cannot be smoothed and weighted, and that is asked for."""
+    for name in ("class_weights", "label_smoothing"):
+        if getattr(finetune, name) and not issubclass(kind, WeightedConfig):
+            known = " and ".join(tasks_with(WeightedConfig))
+            raise ConfigError(f"{name} has no meaning with the task {task}, only with {known}")
 
 
 def label_weights(spec: str, encoded: np.ndarray, labels: Sequence[str]) -> tuple[float, ...]:
@@ -112,7 +175,7 @@ def label_weights(spec: str, encoded: np.ndarray, labels: Sequence[str]) -> tupl
     Args:
         spec: "label:weight,..." (others 1), or "balanced": rows / (labels * rows of the label), as scikit-learn's
             `compute_class_weight`; where a row has several labels, rows without it / rows with it.
-        encoded: labels of the training rows, `encode_labels` of classify or multilabel.
+        encoded: labels of the training rows, what `encode_classes` or `encode_sets` gives.
 
     Raises:
         ConfigError: an unknown label, a weight that is no number above 0, or no training row has one of the labels.

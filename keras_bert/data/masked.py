@@ -2,11 +2,14 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from keras_bert.config import DataConfig
-from keras_bert.data.faults import Reading
+from keras_bert.config import DataConfig, HeadConfig
+from keras_bert.data.batches import Examples
+from keras_bert.data.faults import Reading, Say
+from keras_bert.data.source import FileSource, MakeTokenizer, Source, no_labels
 from keras_bert.data.tables import Table, read, read_text
 from keras_bert.errors import DataError
 from keras_bert.text.vocabulary import MASK
@@ -20,7 +23,7 @@ MASKED_SHARE = 0.15
 def read_masked(path: str, data: DataConfig, how: Reading) -> Table:
     """A table of texts with masks, and of the words that belong there; or plain lines of text (.txt), without words."""
     if Path(path).suffix.lower() != ".txt":
-        return read(path, [data.text_column, *[data.label_column] * how.labelled])
+        return read(path, [data.text_column, *([data.label_column] if how.labelled else [])])
     lines = [(number, line.strip()) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
     if not lines:
         raise DataError(f"{path}: holds no text")
@@ -104,3 +107,47 @@ def targets(rows: Table, data: DataConfig) -> list[str]:
         if not target.strip():
             raise DataError(f"{rows.where(i)}: no {data.label_column}; every text needs a target")
     return rows[data.label_column]
+
+
+# === Sources ===
+
+SEED = 12345
+"""Of masks that are drawn."""
+
+
+class MaskedWords(FileSource):
+    """Texts with masks and the words that belong there."""
+
+    def read_file(self, path: str, data: DataConfig, how: Reading) -> Table:
+        return read_masked(path, data, how)
+
+    def with_labels(
+        self, table: Table, data: DataConfig, config: HeadConfig, tokenizer: MakeTokenizer, longest: int, say: Say
+    ) -> Table:
+        """Lines of text get masks in the place of some words."""
+        if data.label_column in table.columns:
+            return table
+        drawn = draw_masks(table, data, tokenizer(), longest - 2, getattr(config, "max_masks", 16), SEED)
+        say(f"masks were drawn in {len(drawn)} of {len(table)} texts; the others have no word of one piece")
+        return drawn
+
+    def encode(self, table: Table, data: DataConfig, config: HeadConfig, tokenizer: MakeTokenizer) -> tuple[Any, Any]:
+        return encode_words(table, data, tokenizer()), None
+
+
+class Targets(Source):
+    """Texts with targets to generate, which are the last segment of labelled rows."""
+
+    def examples(
+        self,
+        table: Table,
+        data: DataConfig,
+        config: HeadConfig,
+        tokenizer: MakeTokenizer | None = None,
+        labelled: bool = True,
+    ) -> Examples:
+        segments = self.segments(table, data)
+        if not labelled:
+            return Examples(segments, table=table)
+        found = targets(table, data)
+        return Examples((*segments, found), no_labels(table), found, table)

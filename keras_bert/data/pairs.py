@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_bert.config import DataConfig
+from keras_bert.config import DataConfig, HeadConfig
 from keras_bert.data.faults import Reading
-from keras_bert.data.labels import encode_labels
+from keras_bert.data.labels import encode_numbers
+from keras_bert.data.source import FileSource, MakeTokenizer
 from keras_bert.data.tables import Table, read
 from keras_bert.errors import DataError
 
@@ -35,8 +36,24 @@ def encode_pairs(rows: Table, data: DataConfig, max_score: float) -> np.ndarray:
     ids = [[numbers.setdefault(text.strip().casefold(), len(numbers) + 1) for text in column] for column in columns]
     scores: Any = np.ones(len(rows), np.float32)
     if data.label_column in rows.columns:
-        scores = encode_labels(rows, data.label_column, "regress", ()) / np.float32(max_score)
+        scores = encode_numbers(rows, data.label_column) / np.float32(max_score)
         for i in np.flatnonzero(np.abs(scores) > 1)[:1]:
             found = rows[data.label_column][i]
             raise DataError(f"{rows.where(i)}: score {found} is beyond {max_score:g}; give the highest as --max_score")
     return np.stack([*np.array(ids, np.float32), scores], axis=1)
+
+
+class Pairs(FileSource):
+    """Pairs of texts."""
+
+    labels_optional = True
+
+    def read_file(self, path: str, data: DataConfig, how: Reading) -> Table:
+        return read_pairs(path, data, how)
+
+    def check(self, table: Table, data: DataConfig, config: HeadConfig) -> None:
+        if getattr(config, "objective", "") == "scores" and data.label_column not in table.columns:
+            raise DataError(f"{table.files[0]}: has no column {data.label_column!r} of scores (--label_column)")
+
+    def encode(self, table: Table, data: DataConfig, config: HeadConfig, tokenizer: MakeTokenizer) -> tuple[Any, Any]:
+        return encode_pairs(table, data, getattr(config, "max_score", 1.0)), None

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_bert.config import DataConfig
+from keras_bert.config import DataConfig, HeadConfig
+from keras_bert.data.batches import encoded as as_utf8
 from keras_bert.data.faults import TABLES, Faults, Reading
+from keras_bert.data.source import FileSource, MakeTokenizer, joined, text_columns
 from keras_bert.data.tables import Table, read_objects
 from keras_bert.errors import DataError
 
@@ -114,3 +116,32 @@ def encode_answers(rows: Table, data: DataConfig) -> np.ndarray:
         elif answers:
             encoded[i] = -2
     return encoded
+
+
+class Answers(FileSource):
+    """Questions about passages."""
+
+    without_labels = (*TABLES, ".jsonl")
+
+    def read_file(self, path: str, data: DataConfig, how: Reading) -> Table:
+        return read_questions(path, data, how)
+
+    def value(self, label: Any) -> Any:
+        return list(label)
+
+    def check(self, table: Table, data: DataConfig, config: HeadConfig) -> None:
+        without = [i for i, answers in enumerate(table[data.label_column]) if not answers]
+        if without and not getattr(config, "version_2_with_negative", True):
+            raise DataError(
+                f"{table.where(without[0])}: has no answer, like {len(without) - 1} more; give "
+                "--version_2_with_negative if that is meant"
+            )
+
+    def encode(self, table: Table, data: DataConfig, config: HeadConfig, tokenizer: MakeTokenizer) -> tuple[Any, Any]:
+        passages = as_utf8(table[data.text_pair_column])
+        golds = [[text for _, text in answers] for answers in table[data.label_column]]
+        return encode_answers(table, data), list(zip(passages, golds, strict=True))
+
+    def groups(self, table: Table, data: DataConfig) -> list[str]:
+        """The passage: its questions stay together."""
+        return joined(table, text_columns(data)[-1:])

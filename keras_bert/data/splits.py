@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_bert.config import DataConfig
+from keras_bert.data.source import Source
 from keras_bert.data.tables import Table
 from keras_bert.errors import DataError
 
@@ -67,30 +68,17 @@ def folds(groups: Sequence[str], strata: Sequence[str], count: int, seed: int) -
     return fold_of
 
 
-def hold_out(rows: Table, data: DataConfig, task: str, share: float, seed: int) -> tuple[list[int], list[int]]:
+def hold_out(rows: Table, data: DataConfig, source: Source, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices to train on and to evaluate on: stratified by label, equal texts on one side.
 
     Raises:
         DataError: there are too few rows for both.
     """
-    groups = texts_of(rows, data, task)
-    strata = rows[data.label_column] if task == "classify" else [""] * len(rows)
-    kept, held = split(groups, strata, share, seed)
+    groups = source.groups(rows, data)
+    kept, held = split(groups, source.strata(rows, data), share, seed)
     if not held or not kept:
         raise DataError(
             f"{rows.files[0]}: {len(rows)} rows are too few to hold out {share:.0%} of them for evaluation "
             f"(equal texts stay together; {len(set(groups))} differ); give an evaluation file"
         )
     return kept, held
-
-
-def segment_columns(data: DataConfig, task: str) -> list[str]:
-    """The columns that a model of the task reads, in the order of a row's segments."""
-    names = (data.text_column, data.text_pair_column, data.choices_column if task == "choice" else "")
-    return [name for name in names if name]
-
-
-def texts_of(rows: Table, data: DataConfig, task: str) -> list[str]:
-    """What rows may not have in common with those they are judged by: their texts, or of a question its passage."""
-    columns = [c for c in (data.text_column, data.text_pair_column) if c][-1 if task == "span" else 0 :]
-    return ["\0".join(rows[c][i].strip().casefold() for c in columns) for i in range(len(rows))]

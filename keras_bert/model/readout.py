@@ -52,7 +52,7 @@ LAYERS: dict[str, Layers] = {
         lambda taps: ops.stack([taps["embedded"], *taps["layers"]], axis=2), ("embedded", "layers"), mixed=True
     ),
 }
-"""`mix` joins to `[B, T, L + 1, D]`, the embeddings first; `LayerMix` makes one of them."""
+"""`mix` has the embeddings first."""
 
 
 class LayerMix(keras.layers.Layer):
@@ -79,7 +79,7 @@ class Readout(keras.layers.Layer):
 
     Args:
         encoder: config of the encoder below.
-        layers: a name of `LAYERS`.
+        layers: a name of `LAYERS`, or a `Layers`.
         lstm: units of each direction of a BiLSTM over the layers (Graves & Schmidhuber 2005); 0 is none. It needs
             `padding_mask` bool `[B, T]` among the taps.
 

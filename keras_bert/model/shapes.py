@@ -1,12 +1,14 @@
 """The weights of a network by path, as checkpoints name them, and their shapes; no layer is built.
 
-One function for each kind of layer, `encoder_weights` for what is below every head, and one row in `HEADS` for each
-task. Positions and choices of layers say their weights themselves (`Positions.weight_shapes`, `readout.Layers`).
-`tests/test_shapes.py` compares all of it with networks that were really built.
+One function for each kind of layer, `encoder_weights` for what is below every head, and one row in `FORMS` for each
+form of heads, which the dataclass of a task names. Positions and choices of layers say their weights themselves
+(`Positions.weight_shapes`, `readout.Layers`). `tests/test_shapes.py` compares all of it with networks that were really
+built.
 """
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 from keras_bert.config import EncoderConfig, HeadConfig, choose
 
@@ -112,7 +114,7 @@ def pretraining(config: EncoderConfig) -> Parts:
     }
 
 
-def readout(config: EncoderConfig, head: HeadConfig) -> tuple[Shapes, int]:
+def readout(config: EncoderConfig, head: Any) -> tuple[Shapes, int]:
     """What reading the encoder's layers adds, and the width of the vectors that are read."""
     from keras_bert.model.readout import LAYERS
 
@@ -134,17 +136,17 @@ def vectors(config: EncoderConfig, head: HeadConfig) -> Parts:
     return {"readout": shapes} if shapes else {}
 
 
-def tokens(config: EncoderConfig, head: HeadConfig, num_logits: int) -> Parts:
+def tokens(config: EncoderConfig, head: HeadConfig) -> Parts:
     """A head with logits for each token."""
     _, width = readout(config, head)
-    return vectors(config, head) | {"logits": dense("head/logits", width, num_logits)}
+    return vectors(config, head) | {"logits": dense("head/logits", width, head.width)}
 
 
-def sentence(config: EncoderConfig, head: HeadConfig, num_logits: int) -> Parts:
+def sentence(config: EncoderConfig, head: Any) -> Parts:
     """A head with logits for a whole text: over the pooler, unless it pools other layers or in another way."""
     pooled = not head.pooling and head.layers == "last" and not head.head_lstm
     parts: Parts = {"pooler": pooler(config)} if pooled else {}
-    return parts | tokens(config, head, num_logits)
+    return parts | tokens(config, head)
 
 
 def words(config: EncoderConfig, head: HeadConfig) -> Parts:
@@ -152,18 +154,13 @@ def words(config: EncoderConfig, head: HeadConfig) -> Parts:
     return {"masked_lm": masked_lm(config)}
 
 
-HEADS: dict[str, Callable[[EncoderConfig, HeadConfig], Parts]] = {
-    "classify": lambda config, head: sentence(config, head, len(head.labels)),
-    "multilabel": lambda config, head: sentence(config, head, len(head.labels)),
-    "regress": lambda config, head: sentence(config, head, 1),
-    "choice": lambda config, head: sentence(config, head, 1),
-    "tag": lambda config, head: tokens(config, head, 1 + 2 * len(head.labels)),
-    "span": lambda config, head: tokens(config, head, 2),
-    "similarity": vectors,
-    "embed": vectors,
-    "fill_mask": words,
-    "generate": words,
+FORMS: dict[str, Callable[[EncoderConfig, HeadConfig], Parts]] = {
+    "sentence": sentence,
+    "tokens": tokens,
+    "vectors": vectors,
+    "words": words,
 }
+"""By the `form` of the task."""
 
 
 # === Models ===
@@ -175,7 +172,7 @@ def parts(encoder: EncoderConfig, head: HeadConfig | None = None) -> Parts:
     Raises:
         ConfigError: no such kind of positions, choice of layers or task.
     """
-    of_head = {} if head is None else choose(HEADS, head.task, "task")(encoder, head)
+    of_head = {} if head is None else choose(FORMS, head.form, "form of a head")(encoder, head)
     return {"encoder": encoder_weights(encoder), **of_head}
 
 

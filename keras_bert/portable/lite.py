@@ -10,13 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from keras_bert.config import choose
+from keras_bert.config import choose, tasks_with
 from keras_bert.errors import ConfigError
 from keras_bert.portable import portable
 from keras_bert.portable.portable import LiteModel as LiteModel
 
 MODEL_FILE = "model.tflite"
-TASKS = ("classify", "multilabel", "regress")
 
 
 def _float16(converter: Any) -> None:
@@ -86,8 +85,9 @@ def _converted(network: Any, answer: Callable[..., dict[str, Any]], inputs: dict
     import tensorflow as tf
 
     prepare = choose(PRECISIONS, precision, "precision")
-    if network.head.config.task not in TASKS:
-        raise ConfigError(f"LiteRT models are for {', '.join(TASKS)}, not for {network.head.config.task}")
+    if network.head.config.portable != "answer":
+        known = ", ".join(tasks_with(portable="answer"))
+        raise ConfigError(f"LiteRT models are for {known}, not for {network.head.config.task}")
     module = tf.Module()
     module.weights = [v.value for v in network.weights if "seed_generator" not in v.path]
     function = tf.function(answer, autograph=False).get_concrete_function(**inputs)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_bert.checkpoints.checkpoints import Checkpoint, load, open_checkpoint
-from keras_bert.config import choose
+from keras_bert.config import TASKS, choose
 from keras_bert.errors import CheckpointError, ConfigError, KerasBertError
 from keras_bert.portable import portable
 
@@ -35,22 +35,13 @@ Arrays = dict[str, Any]
 # === What a model gives: (head, logits) -> arrays ===
 
 
-def _answer(head: Any, logits: Any) -> Arrays:
-    return dict(head.answer(logits))
-
-
 OUTPUTS: dict[str, Callable[[Any, Any], Arrays]] = {
-    "classify": _answer,
-    "multilabel": _answer,
-    "regress": _answer,
-    "similarity": lambda head, logits: {"embedding": logits},
-    "tag": lambda head, logits: {"logits": logits},
-    "span": lambda head, logits: {"logits": logits},
+    "answer": lambda head, logits: dict(head.answer(logits)),
+    "embedding": lambda head, logits: {"embedding": logits},
+    "logits": lambda head, logits: {"logits": logits},
 }
-"""By task: `Head.answer`; a vector `[B, E]` of each text, whose cosines say how alike texts are; or the logits of each
-token, `[B, T, width]`, of which tags and spans are still to be made."""
-APART = ("similarity",)
-"""Tasks that read the texts of a pair each as a row of its own."""
+"""By the `portable` of the task: `Head.answer`; a vector `[B, E]` of each text, whose cosines say how similar texts
+are; or the logits of each token, `[B, T, width]`, of which tags and spans are still to be made."""
 
 
 # === How weights are kept: (file of the model, file to write) ===
@@ -93,12 +84,13 @@ def write(path: str | Path, run: str | Path | Checkpoint, precision: str = "int8
     if checkpoint.head is None or checkpoint.data is None:
         raise CheckpointError(f"{checkpoint.path}: has no trained head; run `keras-bert finetune` first")
     head = checkpoint.head
-    if head.task not in OUTPUTS:
-        raise ConfigError(f"ONNX models are for {', '.join(OUTPUTS)}, not for {head.task}")
+    if not head.portable:
+        known = ", ".join(task for task, kind in TASKS.items() if kind.portable)
+        raise ConfigError(f"ONNX models are for {known}, not for {head.task}")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"writing ONNX needs {', '.join(missing)}: `pip install {' '.join(missing)}` (extra `onnx`)")
-    pair = bool(checkpoint.data.text_pair_column) and head.task not in APART
+    pair = bool(checkpoint.data.text_pair_column) and head.reads != "each"
     content = _converted(checkpoint.path, precision)
     portable.write(path, MODEL_FILE, content, checkpoint.vocabulary, head, checkpoint.text, pair, precision)
 
@@ -218,4 +210,4 @@ def outputs(network: Any, inputs: Sequence[Any]) -> Arrays:
     """What a model gives for its inputs."""
     features = dict(zip(portable.INPUTS, inputs, strict=True))
     logits = network(features | {"padding_mask": features["padding_mask"] > 0}, training=False)
-    return OUTPUTS[network.head.config.task](network.head, logits)
+    return choose(OUTPUTS, network.head.config.portable, "portable form")(network.head, logits)

@@ -217,7 +217,9 @@ class _Bench:
 
     def _look(self, features: dict[str, Any]) -> tuple[tf.Tensor, tf.Tensor]:
         hidden = self.network.encoder(features)["sequence"]
-        logits = self.network.head.masked_lm(hidden, self.network.encoder.tokens.embeddings)
+        everywhere = tf.broadcast_to(tf.range(tf.shape(hidden)[1]), tf.shape(hidden)[:2])
+        objective = self.network.head.objectives["masked_lm"]
+        logits = objective({"sequence": hidden}, encoder=self.network.encoder, batch={"masked_positions": everywhere})
         return hidden, tf.nn.softmax(logits)
 
     def train(self, ids: np.ndarray, config: MaskingConfig, steps: int, batch_size: int) -> float:

@@ -8,14 +8,14 @@ import re
 from collections.abc import Sequence
 
 from keras_bert.errors import ConfigError, DataError
-from keras_bert.pretrain.corpus import Task, build_shard
+from keras_bert.pretrain.corpus import ShardJob, build_shard
 
 
-def run(tasks: Sequence[Task], options: Sequence[str] = ()) -> None:
+def run(jobs: Sequence[ShardJob], options: Sequence[str] = ()) -> None:
     """Build shards in a pipeline.
 
     Args:
-        tasks: of `corpus.build`.
+        jobs: of `corpus.build`.
         options: Beam's own, such as `--runner=FlinkRunner`; by default the runner of this machine.
 
     Raises:
@@ -32,7 +32,7 @@ def run(tasks: Sequence[Task], options: Sequence[str] = ()) -> None:
         ) from error
     try:
         with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-            _ = pipeline | beam.Create(list(tasks)) | beam.Reshuffle() | beam.Map(build_shard)
+            _ = pipeline | beam.Create(list(jobs)) | beam.Reshuffle() | beam.Map(build_shard)
     except Exception as error:  # Beam hands on what a worker raised as text
         ours = re.search(r"DataError: (.*?)(?: \[while running|$)", str(error), re.M)
         if not ours:

@@ -8,7 +8,8 @@ result; a build that was killed goes on where it was.
 Two formats:
 
   dynamic   int64 features `token_ids` (the ids of all segments one after another, without [CLS] and [SEP]),
-            `segment_lengths` (one or two numbers) and `pair_label` (-1 where there is no sentence task);
+            `segment_lengths` (one or two numbers), `pair_label` (-1 where there is no sentence task), and the further
+            columns that were asked for (`columns.COLUMNS`), which the manifest lists under "columns";
   static    what google-research/bert's create_pretraining_data writes, draw by draw, its masks included. Shard 0 of a
             corpus of one shard has its records in its order.
 
@@ -32,11 +33,13 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, TextIO
 
-from keras_bert.config import CorpusConfig, dumps, to_dict
+from keras_bert.config import CorpusConfig, choose, dumps, to_dict
 from keras_bert.errors import ConfigError, DataError, KerasBertError
 from keras_bert.files import replacing, size_of, write_atomic
 from keras_bert.pretrain import documents, pairs, tfrecords
+from keras_bert.pretrain.columns import CorpusColumns, Token, choose_columns
 from keras_bert.pretrain.documents import Part
+from keras_bert.pretrain.pairs import Tokens
 from keras_bert.progress import Progress
 from keras_bert.text.learning import splitter
 from keras_bert.text.vocabulary import fingerprint, read_vocabulary
@@ -57,7 +60,7 @@ COUNTS = ("documents", "sentences", "records", "tokens", "row_tokens", "text_byt
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardJob:
     """One shard to build: all that its worker needs to know."""
 
     number: int
@@ -68,10 +71,10 @@ class Task:
 
 
 class Document(NamedTuple):
-    """The ids of sentences; parts of one long document have the same number."""
+    """The tokens of sentences; parts of one long document have the same number."""
 
     number: int
-    sentences: list[list[int]]
+    sentences: list[Tokens]
 
 
 def build(
@@ -82,7 +85,7 @@ def build(
     num_shards: int = 0,
     num_processes: int = 0,
     overwrite: bool = False,
-    run: Callable[[Sequence[Task]], None] | None = None,
+    run: Callable[[Sequence[ShardJob]], None] | None = None,
     stream: TextIO | None = sys.stderr,
 ) -> dict[str, Any]:
     """Build a corpus, or what is missing of it.
@@ -95,7 +98,7 @@ def build(
         num_shards: 0 decides by the size of the texts.
         num_processes: 0 is one for each core.
         overwrite: replace another corpus in that directory.
-        run: what has all tasks done, anywhere; by default processes of this machine.
+        run: what has all jobs done, anywhere; by default processes of this machine.
         stream: where to show progress.
 
     Returns:
@@ -105,6 +108,7 @@ def build(
         ConfigError: the directory holds something else, or cannot be written.
         DataError: a file cannot be read, or its texts give no rows.
     """
+    check(config)
     folder = Path(output_dir)
     vocabulary = read_vocabulary(vocab_file)
     if config.format == "static" and "[MASK]" not in vocabulary:
@@ -115,31 +119,50 @@ def build(
     ]
     total = sum(size for _, _, size in inputs)
     num_shards = num_shards or max(-(-total // LARGEST), min(USUAL, total // SMALLEST), 1)
+    settings = to_dict(config)
+    columns = choose_columns(settings.pop("columns"))
     plan = {
         "version": VERSION,
-        "config": to_dict(config),
+        "config": settings,
         "inputs": [{"path": path, "kind": kind, "bytes": size} for path, kind, size in inputs],
         "vocabulary_sha256": fingerprint(vocabulary),
         "vocab_size": len(vocabulary),
         "num_shards": num_shards,
     }
+    if columns:
+        plan["columns"] = list(columns)
     done = _prepare(folder, plan, vocabulary, overwrite)
     if done:
         return done
-    tasks = [
-        Task(i, tuple(parts), str(folder / SHARD.format(i, num_shards)), vocab_file, config)
+    jobs = [
+        ShardJob(i, tuple(parts), str(folder / SHARD.format(i, num_shards)), vocab_file, config)
         for i, parts in enumerate(documents.share(inputs, num_shards))
     ]
-    missing = [task for task in tasks if finished(task) is None]
+    missing = [job for job in jobs if finished(job) is None]
     if run:
         run(missing)
     else:
         run_local(missing, num_processes, stream)
-    shards = [finished(task) for task in tasks]
-    lost = [task.output for task, shard in zip(tasks, shards, strict=True) if shard is None]
+    shards = [finished(job) for job in jobs]
+    lost = [job.output for job, shard in zip(jobs, shards, strict=True) if shard is None]
     if lost:
         raise DataError(f"{lost[0]}: was not built; start the same command again")
     return _conclude(folder, plan, [shard for shard in shards if shard])
+
+
+def check(config: CorpusConfig) -> None:
+    """Look up the names in `config` before any work.
+
+    Raises:
+        ConfigError: one is in no row of its table, or static rows were to have further columns.
+    """
+    choose(pairs.PAIRS, config.pairs, "pairs")
+    if config.sentences != "auto":
+        choose(documents.SENTENCES, config.sentences, "sentences")
+    if config.input_format != "auto":
+        choose(documents.READERS, config.input_format, "input_format")
+    if choose_columns(config.columns) and config.format == "static":
+        raise ConfigError("--columns is for --format=dynamic; the records of the original have no place for more")
 
 
 def _prepare(folder: Path, plan: dict[str, Any], vocabulary: Sequence[str], overwrite: bool) -> dict[str, Any] | None:
@@ -161,8 +184,8 @@ def _prepare(folder: Path, plan: dict[str, Any], vocabulary: Sequence[str], over
     found = next((read_json(folder / name) for name in (MANIFEST, BUILDING) if (folder / name).exists()), None)
     if found is None and any(folder.iterdir()) and not overwrite:
         raise ConfigError(f"--output_dir {folder}: holds other files; name a new directory, or --overwrite")
-    if found is not None and any(found.get(name) != value for name, value in plan.items()):
-        other = sorted(name for name, value in plan.items() if found.get(name) != value)
+    other = sorted(name for name in {*plan, "columns"} if found and found.get(name) != plan.get(name))
+    if other:
         raise ConfigError(
             f"--output_dir {folder}: holds another corpus (other {', '.join(other)}); "
             "name a new directory, or --overwrite"
@@ -209,24 +232,24 @@ def read_json(path: Path) -> dict[str, Any]:
 # === Many shards ===
 
 
-def run_local(tasks: Sequence[Task], num_processes: int = 0, stream: TextIO | None = sys.stderr) -> None:
+def run_local(jobs: Sequence[ShardJob], num_processes: int = 0, stream: TextIO | None = sys.stderr) -> None:
     """Build shards in processes of this machine, 0 for one a core.
 
     Raises:
         DataError: what the first shard that fails raises; those that are finished stay.
         KerasBertError: a process died.
     """
-    num_processes = min(num_processes or os.cpu_count() or 1, len(tasks))
-    sizes = {task.number: sum(part.stop - part.start for part in task.parts) // 1000 for task in tasks}
+    num_processes = min(num_processes or os.cpu_count() or 1, len(jobs))
+    sizes = {job.number: sum(part.stop - part.start for part in job.parts) // 1000 for job in jobs}
     with Progress("building, in kB of text", total=sum(sizes.values()), stream=stream) as progress:
         if num_processes <= 1:
-            for task in tasks:
-                build_shard(task)
-                progress.add(sizes[task.number])
+            for job in jobs:
+                build_shard(job)
+                progress.add(sizes[job.number])
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-            futures = {pool.submit(build_shard, task): task.number for task in tasks}
+            futures = {pool.submit(build_shard, job): job.number for job in jobs}
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -243,9 +266,9 @@ def run_local(tasks: Sequence[Task], num_processes: int = 0, stream: TextIO | No
 # === One shard ===
 
 
-def finished(task: Task) -> dict[str, Any] | None:
+def finished(job: ShardJob) -> dict[str, Any] | None:
     """What is known of a shard that is there already."""
-    stub, output = _stub(Path(task.output)), Path(task.output)
+    stub, output = _stub(Path(job.output)), Path(job.output)
     if not stub.exists() or not output.exists():
         return None
     shard = read_json(stub)
@@ -256,20 +279,20 @@ def _stub(shard: Path) -> Path:
     return shard.with_suffix(".json")
 
 
-def build_shard(task: Task) -> dict[str, Any]:
+def build_shard(job: ShardJob) -> dict[str, Any]:
     """Build one shard, unless it is there, and return its line of the manifest."""
-    known = finished(task)
+    known = finished(job)
     if known is not None:
         return known
-    tokenizer = _tokenizer(task.vocab_file, task.config.do_lower_case, task.config.flavour)
-    config = task.config
-    rng = Random(config.random_seed if not task.number else f"{config.random_seed}/{task.number}")
+    config = job.config
+    tokenizer = _tokenizer(job.vocab_file, config.do_lower_case, config.flavour, config.columns)
+    rng = Random(config.random_seed if not job.number else f"{config.random_seed}/{job.number}")
     counts = dict.fromkeys(COUNTS, 0)
-    counts["text_bytes"] = sum(part.stop - part.start for part in task.parts)
-    stream = _read(task, tokenizer, counts)
-    records = FORMATS[config.format](stream, task, tokenizer, rng, counts)
+    counts["text_bytes"] = sum(part.stop - part.start for part in job.parts)
+    stream = _read(job, tokenizer, counts)
+    records = FORMATS[config.format](stream, job, tokenizer, rng, counts)
     digest = hashlib.sha256()
-    output = Path(task.output)
+    output = Path(job.output)
     with replacing(output) as temporary, open(temporary, "wb") as file:
         while chunk := list(islice(records, CHUNK)):
             data = tfrecords.frame(chunk)
@@ -282,25 +305,25 @@ def build_shard(task: Task) -> dict[str, Any]:
     return shard
 
 
-def _read(task: Task, tokenizer: "Tokenizer", counts: dict[str, int]) -> Iterator[Document]:
+def _read(job: ShardJob, tokenizer: "SentenceTokenizer", counts: dict[str, int]) -> Iterator[Document]:
     """The documents of a shard; long ones in parts, which are counted as one."""
-    config = task.config
+    config = job.config
     static = config.format == "static"
-    longest = sys.maxsize if static else pairs.room_of(config.pairs, config.max_seq_length)
+    longest = sys.maxsize if static else pairs.PAIRS[config.pairs].room(config.max_seq_length)
     number, size = 0, 0
-    found: list[list[int]] = []
-    for part in task.parts:
+    found: list[Tokens] = []
+    for part in job.parts:
         usual = "lines" if part.kind == "text" else "punctuation"
         split = documents.SENTENCES[usual if config.sentences == "auto" else config.sentences]
         # For the original, the first lines of a file go on with the last document of the file before.
         ends = () if static and part.kind == "text" else (None,)
         for paragraph in chain(documents.paragraphs(part, config.text_column), ends):
             for sentence in split(paragraph) if paragraph else ():
-                ids = tokenizer(sentence)
-                counts["tokens"] += len(ids)
-                counts["sentences"] += bool(ids)
-                size += len(ids)
-                found += [ids[i : i + longest] for i in range(0, len(ids), longest)]
+                tokens = tokenizer(sentence)
+                counts["tokens"] += len(tokens)
+                counts["sentences"] += bool(tokens)
+                size += len(tokens)
+                found += [tokens[i : i + longest] for i in range(0, len(tokens), longest)]
             if found and (paragraph is None or (size >= POOL and not static)):
                 yield Document(number, found)
                 found, size = [], 0
@@ -310,44 +333,52 @@ def _read(task: Task, tokenizer: "Tokenizer", counts: dict[str, int]) -> Iterato
         yield Document(number, found)
 
 
-class Tokenizer:
-    """Sentences to ids, equal to `WordPiece`, which does the first of equal words: the others are remembered."""
+class SentenceTokenizer:
+    """Sentences to tokens, equal to `WordPiece`, which does the first of equal words: the others are remembered.
+
+    A token is its id, or, if the corpus has columns of tokens, a tuple; see `columns.Token`.
+    """
 
     REMEMBERED = 500_000
     LONGEST = 32
 
-    def __init__(self, vocab_file: str, do_lower_case: bool, flavour: str) -> None:
+    def __init__(self, vocab_file: str, do_lower_case: bool, flavour: str, columns: str = "") -> None:
         vocabulary = read_vocabulary(vocab_file)
+        self.columns = CorpusColumns(choose_columns(columns))
         self.wordpiece = WordPiece(vocabulary, do_lower_case, flavour)
         self.index = self.wordpiece.index
         self.ids = list(self.index.values())
         self.suffixes = frozenset(i for piece, i in self.index.items() if piece.startswith("##"))
         self.split = splitter(do_lower_case, flavour)
+        self.tokenize = self._with_columns if self.columns.tokens else self._of_chunk
         self.words = _Memory(self._of_word, self.REMEMBERED)
-        self.chunks = _Memory(self._of_chunk, self.REMEMBERED)
+        self.chunks = _Memory(self.tokenize, self.REMEMBERED)
 
-    def __call__(self, sentence: str) -> list[int]:
-        """The ids of a sentence; no rule looks beyond a space, so the parts between spaces can be remembered."""
-        found: list[int] = []
+    def __call__(self, sentence: str) -> Tokens:
+        """The tokens of a sentence; no rule looks beyond a space, so the parts between spaces can be remembered."""
+        found: Tokens = []
         for chunk in sentence.split(" "):
-            found += self.chunks[chunk] if len(chunk) <= self.LONGEST else self._of_chunk(chunk)
+            found += self.chunks[chunk] if len(chunk) <= self.LONGEST else self.tokenize(chunk)
         return found
 
-    def _of_chunk(self, chunk: str) -> tuple[int, ...]:
+    def _with_columns(self, chunk: str) -> tuple[Token, ...]:
+        return self.columns.attach(chunk, self.wordpiece.tokenize(chunk))
+
+    def _of_chunk(self, chunk: str) -> tuple[Token, ...]:
         return tuple(chain.from_iterable(map(self.words.__getitem__, self.split(chunk))))
 
-    def _of_word(self, word: str) -> tuple[int, ...]:
+    def _of_word(self, word: str) -> tuple[Token, ...]:
         return tuple(self.index[piece] for piece, _, _ in self.wordpiece.pieces(word))
 
 
-class _Memory(dict[str, tuple[int, ...]]):
+class _Memory(dict[str, tuple[Token, ...]]):
     """Remembers what `make` returned, and forgets all when there is too much of it."""
 
-    def __init__(self, make: Callable[[str], tuple[int, ...]], limit: int) -> None:
+    def __init__(self, make: Callable[[str], tuple[Token, ...]], limit: int) -> None:
         super().__init__()
         self.make, self.limit = make, limit
 
-    def __missing__(self, key: str) -> tuple[int, ...]:
+    def __missing__(self, key: str) -> tuple[Token, ...]:
         if len(self) >= self.limit:
             self.clear()
         found = self[key] = self.make(key)
@@ -355,32 +386,29 @@ class _Memory(dict[str, tuple[int, ...]]):
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(vocab_file: str, do_lower_case: bool, flavour: str) -> Tokenizer:
-    return Tokenizer(vocab_file, do_lower_case, flavour)
+def _tokenizer(vocab_file: str, do_lower_case: bool, flavour: str, columns: str) -> SentenceTokenizer:
+    return SentenceTokenizer(vocab_file, do_lower_case, flavour, columns)
 
 
 # === Formats ===
 
 
 def _dynamic(
-    stream: Iterator[Document], task: Task, tokenizer: Tokenizer, rng: Random, counts: dict[str, int]
+    stream: Iterator[Document], job: ShardJob, tokenizer: SentenceTokenizer, rng: Random, counts: dict[str, int]
 ) -> Iterator[bytes]:
     """Rows without masks, in the order of the documents."""
-    config = task.config
-    pair, room = pairs.PAIRS[config.pairs], pairs.room_of(config.pairs, config.max_seq_length)
+    config = job.config
+    kind = pairs.PAIRS[config.pairs]
+    room = kind.room(config.max_seq_length)
     for pool in _pools(stream, counts):
         for document in pool * config.copies:
-            other = functools.partial(_partner, pool, document, rng, task)
-            for row in pairs.rows(document.sentences, pair, other, room, config.short_seq_prob, rng):
+            other = functools.partial(_partner, pool, document, rng, job)
+            for row in pairs.rows(document.sentences, kind.draw, other, room, config.short_seq_prob, rng):
                 lengths = [len(segment) for segment in row.segments]
                 counts["row_tokens"] += sum(lengths) + 1 + len(lengths)
-                yield tfrecords.example(
-                    {
-                        "token_ids": tfrecords.int64s(chain.from_iterable(row.segments)),
-                        "segment_lengths": tfrecords.int64s(lengths),
-                        "pair_label": tfrecords.int64s([row.label]),
-                    }
-                )
+                columns = tokenizer.columns.of_row(row.segments, document.number)
+                record = {"token_ids": columns.pop("token_ids"), "segment_lengths": lengths, "pair_label": [row.label]}
+                yield tfrecords.example({name: tfrecords.int64s(values) for name, values in (record | columns).items()})
 
 
 def _pools(stream: Iterator[Document], counts: dict[str, int]) -> Iterator[list[Document]]:
@@ -401,30 +429,31 @@ def _pools(stream: Iterator[Document], counts: dict[str, int]) -> Iterator[list[
         yield ready + pool
 
 
-def _partner(pool: Sequence[Document], document: Document, rng: Random, task: Task) -> list[list[int]]:
+def _partner(pool: Sequence[Document], document: Document, rng: Random, job: ShardJob) -> list[Tokens]:
     """The sentences of any other document of the pool; numbers in a pool never fall.
 
     Raises:
         DataError: there is none.
     """
     if pool[0].number == pool[-1].number:
-        paths = ", ".join(dict.fromkeys(part.path for part in task.parts))
+        paths = ", ".join(dict.fromkeys(part.path for part in job.parts))
         raise DataError(
-            f"{paths}: shard {task.number} has one document only, so none to take other sentences from; use fewer "
+            f"{paths}: shard {job.number} has one document only, so none to take other sentences from; use fewer "
             "--num_shards, separate documents by blank lines, or choose --pairs=sentence_order or none"
         )
-    while (found := rng.choice(pool)).number == document.number:
+    while (other := rng.choice(pool)).number == document.number:
         pass
-    return found.sentences
+    return other.sentences
 
 
 def _static(
-    stream: Iterator[Document], task: Task, tokenizer: Tokenizer, rng: Random, counts: dict[str, int]
+    stream: Iterator[Document], job: ShardJob, tokenizer: SentenceTokenizer, rng: Random, counts: dict[str, int]
 ) -> Iterator[bytes]:
     """Rows with masks, shuffled: what the original draws, in the order in which it draws it."""
-    config = task.config
-    pair = pairs.original_next_sentence if config.pairs == "next_sentence" else pairs.PAIRS[config.pairs]
-    room = pairs.room_of(config.pairs, config.max_seq_length)
+    config = job.config
+    kind = pairs.PAIRS[config.pairs]
+    pair = pairs.original_next_sentence if config.pairs == "next_sentence" else kind.draw
+    room = kind.room(config.max_seq_length)
     everything = [document.sentences for document in stream]
     counts["documents"] = len(everything)
     rng.shuffle(everything)
@@ -439,7 +468,7 @@ def _static(
     yield from records
 
 
-def _original_partner(everything: list[list[list[int]]], own: int, rng: Random) -> list[list[int]]:
+def _original_partner(everything: list[list[Tokens]], own: int, rng: Random) -> list[Tokens]:
     """Any other document; the original takes the document itself after ten draws of it."""
     for _ in range(10):
         number = rng.randint(0, len(everything) - 1)
@@ -448,7 +477,7 @@ def _original_partner(everything: list[list[list[int]]], own: int, rng: Random) 
     return everything[number]
 
 
-def _static_record(row: pairs.Row, config: CorpusConfig, tokenizer: Tokenizer, rng: Random) -> bytes:
+def _static_record(row: pairs.Row, config: CorpusConfig, tokenizer: SentenceTokenizer, rng: Random) -> bytes:
     ids, segment_ids = [tokenizer.index["[CLS]"]], [0]
     candidates: list[list[int]] = []
     for number, segment in enumerate(row.segments):
@@ -487,7 +516,7 @@ def _static_record(row: pairs.Row, config: CorpusConfig, tokenizer: Tokenizer, r
     )
 
 
-def _replacement(token: int, tokenizer: Tokenizer, rng: Random) -> int:
+def _replacement(token: int, tokenizer: SentenceTokenizer, rng: Random) -> int:
     """[MASK], or the token itself, or any: 80, 10 and 10 %."""
     if rng.random() < 0.8:
         return tokenizer.index["[MASK]"]
@@ -496,5 +525,5 @@ def _replacement(token: int, tokenizer: Tokenizer, rng: Random) -> int:
     return tokenizer.ids[rng.randint(0, len(tokenizer.ids) - 1)]
 
 
-Formatter = Callable[[Iterator[Document], Task, Tokenizer, Random, dict[str, int]], Iterator[bytes]]
+Formatter = Callable[[Iterator[Document], ShardJob, SentenceTokenizer, Random, dict[str, int]], Iterator[bytes]]
 FORMATS: dict[str, Formatter] = {"dynamic": _dynamic, "static": _static}

@@ -1,12 +1,14 @@
 """Masks of the masked language model, drawn anew each epoch inside `tf.data`.
 
-What is chosen together (`UNITS`) and what is put in its place (`REPLACEMENTS`) are functions that know nothing of each
-other. All random numbers of a row come from (seed, epoch, index of the example): the same three give the same masks in
-any batch, on any machine and after any restart, and another epoch gives other masks (Liu et al. 2019).
+What is chosen together (`UNITS`) and what replaces it (`REPLACEMENTS`) are functions that know nothing of each other; a
+new one is one function and one row. All random numbers of a row come from (seed, epoch, index of the example): the same
+three give the same masks in any batch, on any machine and after any restart, and another epoch gives other masks (Liu
+et al. 2019).
 
 Shapes: B rows, T tokens, P predictions.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,6 +16,7 @@ import tensorflow as tf
 
 from keras_bert.config import MaskingConfig, choose
 from keras_bert.errors import ConfigError
+from keras_bert.pretrain.columns import missing
 
 Batch = dict[str, tf.Tensor]
 NEVER = ("[CLS]", "[SEP]", "[PAD]")
@@ -38,6 +41,7 @@ class Draws:
     """
 
     STREAMS: ClassVar[dict[str, int]] = {"order": 0, "replacement": 1, "token": 2, "span": 3}
+    """A number never changes: masks follow from it. A new stream takes the next one."""
 
     def __init__(self, seed: int, epoch: Any, index: Any, length: Any) -> None:
         key = _mix(tf.constant(seed % 2**64, tf.uint64))
@@ -70,7 +74,46 @@ def _mix(x: tf.Tensor) -> tf.Tensor:
     return tf.bitwise.bitwise_xor(x, _shift(x, 31))
 
 
-# === Units: what is chosen together; (starts of words, fixed, draws) -> Units ===
+# === Rows that are masked ===
+
+
+class MaskedRows(NamedTuple):
+    """The rows of a batch, as units and replacements see them.
+
+    Attributes:
+        token_ids: int32 `[B, T]`, nothing hidden yet.
+        starts: bool `[B, T]`, where words begin: by the column `words` if the corpus has it, else at each piece without
+            `##`.
+        fixed: bool `[B, T]`, special tokens and padding; they are never chosen.
+        budget: int32 `[B]`, how many tokens are to be chosen.
+        columns: all columns of the batch by their names; `column` reads one of them.
+        config: settings of the masks.
+        draws: random numbers of these rows.
+        mask_id: the id of the mask token.
+        vocab_size: ids are below it.
+    """
+
+    token_ids: tf.Tensor
+    starts: tf.Tensor
+    fixed: tf.Tensor
+    budget: tf.Tensor
+    columns: Batch
+    config: MaskingConfig
+    draws: Draws
+    mask_id: int
+    vocab_size: int
+
+    def column(self, name: str) -> tf.Tensor:
+        """A further column of the corpus, such as `cased`.
+
+        Raises:
+            ConfigError: the corpus does not hold it.
+        """
+        missing([name], self.columns, "the mask")
+        return self.columns[name]
+
+
+# === Units: what is chosen together; rows -> Units ===
 
 
 class Units(NamedTuple):
@@ -80,73 +123,80 @@ class Units(NamedTuple):
         whole: chosen wholly or not at all.
         together: chosen one after the other, as long as there is room.
         alike: replaced in the same way.
+        chosen: bool `[B, T]`, if the unit chooses the tokens itself; None lets `choose_tokens` draw whole units. What
+            is fixed or beyond `max_predictions_per_seq` is taken out.
     """
 
     whole: tf.Tensor
     together: tf.Tensor
     alike: tf.Tensor
+    chosen: tf.Tensor | None = None
 
 
-Unit = Callable[[tf.Tensor, tf.Tensor, Draws], Units]
+Unit = Callable[[MaskedRows], Units]
 
 
-def tokens(starts: tf.Tensor, fixed: tf.Tensor, draws: Draws) -> Units:
+def tokens(rows: MaskedRows) -> Units:
     """Each token by itself (Devlin et al. 2019)."""
-    each = _number(tf.ones_like(starts))
+    each = number(tf.ones_like(rows.starts))
     return Units(each, each, each)
 
 
-def whole_words(starts: tf.Tensor, fixed: tf.Tensor, draws: Draws) -> Units:
+def whole_words(rows: MaskedRows) -> Units:
     """All pieces of a word or none; each piece is replaced by itself (google-research/bert, May 2019)."""
-    words = _number(starts)
-    return Units(words, words, _number(tf.ones_like(starts)))
+    words = number(rows.starts)
+    return Units(words, words, number(tf.ones_like(rows.starts)))
 
 
-def spans(starts: tf.Tensor, fixed: tf.Tensor, draws: Draws) -> Units:
+def spans(rows: MaskedRows) -> Units:
     """Runs of whole words, replaced alike; the last one is cut where there is no more room (SpanBERT).
 
     The row is divided into runs of random length, and runs are chosen. Special tokens end a run.
     """
-    words = _number(starts)
+    words, fixed = number(rows.starts), rows.fixed
     stay = 1.0 - SPAN_STOP
-    below = 1.0 - draws.uniform("span") * (1.0 - stay**LONGEST_SPAN)
+    below = 1.0 - rows.draws.uniform("span") * (1.0 - stay**LONGEST_SPAN)
     lengths = tf.cast(tf.math.log(below) / tf.math.log(stay), tf.int32) + 1
     runs = tf.searchsorted(tf.cumsum(lengths, axis=1), words, side="right")
-    begins = tf.concat([tf.ones_like(fixed[:, :1]), (runs[:, 1:] != runs[:, :-1]) | fixed[:, 1:] | fixed[:, :-1]], 1)
-    together = _number(begins)
+    together = number(begins(runs) | fixed | tf.concat([tf.zeros_like(fixed[:, :1]), fixed[:, :-1]], 1))
     return Units(words, together, together)
 
 
-def _number(starts: tf.Tensor) -> tf.Tensor:
+def number(starts: tf.Tensor) -> tf.Tensor:
     """0, 1, 2, ... rising where a unit starts."""
     return tf.maximum(tf.cumsum(tf.cast(starts, tf.int32), axis=1) - 1, 0)
+
+
+def begins(runs: tf.Tensor) -> tf.Tensor:
+    """bool `[B, T]`: whether a token is the first of its row, or in another run than the token before it."""
+    return tf.concat([tf.ones_like(runs[:, :1], tf.bool), runs[:, 1:] != runs[:, :-1]], 1)
 
 
 UNITS: dict[str, Unit] = {"token": tokens, "whole_word": whole_words, "span": spans}
 
 
-# === Replacements: what is put there; (token ids, id of the mask, random ids) -> ids ===
+# === Replacements: what is put in the place of chosen tokens; rows -> ids `[B, T]` ===
 
-Replacement = Callable[[tf.Tensor, int, tf.Tensor], tf.Tensor]
+Replacement = Callable[[MaskedRows], tf.Tensor]
 
 
-def mask(token_ids: tf.Tensor, mask_id: int, random_ids: tf.Tensor) -> tf.Tensor:
+def mask(rows: MaskedRows) -> tf.Tensor:
     """The mask token."""
-    return tf.fill(tf.shape(token_ids), mask_id)
+    return tf.fill(tf.shape(rows.token_ids), rows.mask_id)
 
 
-def random(token_ids: tf.Tensor, mask_id: int, random_ids: tf.Tensor) -> tf.Tensor:
+def random(rows: MaskedRows) -> tf.Tensor:
     """Any token of the vocabulary, special and unused ones included, as the original draws them."""
-    return random_ids
+    return rows.draws.integers("token", rows.vocab_size)
 
 
-def keep(token_ids: tf.Tensor, mask_id: int, random_ids: tf.Tensor) -> tf.Tensor:
+def keep(rows: MaskedRows) -> tf.Tensor:
     """The token itself."""
-    return token_ids
+    return rows.token_ids
 
 
 REPLACEMENTS: dict[str, Replacement] = {"mask": mask, "random": random, "keep": keep}
-"""The share of each is the field `<name>_share` of `MaskingConfig`."""
+"""The shares are `MaskingConfig.shares`: three fields for these, `replacements` for others."""
 
 
 # === Choosing ===
@@ -157,15 +207,14 @@ def choose_tokens(candidates: tf.Tensor, units: Units, order: tf.Tensor, budget:
 
     Args:
         candidates: bool `[B, T]`.
-        order: float `[B, T]`, a random key for the unit of each number in a row.
+        order: float `[B, T]`, a random key for the unit of each number in a row; the smallest keys are taken first.
         budget: int32 `[B]`, tokens to choose; a row whose units are all larger gets its smallest.
         most: bound on the tokens of a row; 0 is none.
     """
     length = tf.shape(candidates)[1]
-    begins = tf.concat([tf.ones_like(candidates[:, :1]), units.whole[:, 1:] != units.whole[:, :-1]], 1)
     size = tf.gather(_sum_by(units.whole, tf.cast(candidates, tf.int32)), units.whole, batch_dims=1)
-    size = tf.where(begins, size, 0)
-    key = tf.where(size > 0, tf.gather(order, units.together, batch_dims=1), 2.0)
+    size = tf.where(begins(units.whole), size, 0)
+    key = tf.where(size > 0, tf.gather(order, units.together, batch_dims=1), math.inf)
     ranked = tf.argsort(key, axis=1, stable=True)
     sizes = tf.gather(size, ranked, batch_dims=1)
     smallest = tf.reduce_min(tf.where(sizes > 0, sizes, length), axis=1)
@@ -209,7 +258,7 @@ class Masking:
         seed: of the run.
 
     Raises:
-        ConfigError: the vocabulary lacks the mask token.
+        ConfigError: the vocabulary lacks the mask token, or a unit or replacement is unknown.
     """
 
     def __init__(self, config: MaskingConfig, vocabulary: Sequence[str], seed: int) -> None:
@@ -217,6 +266,9 @@ class Masking:
         if config.mask_token not in ids:
             raise ConfigError(f"the vocabulary has no {config.mask_token}; name another --mask_token or vocabulary")
         self.config, self.seed, self.vocab_size = config, seed, len(vocabulary)
+        self.replacements = [
+            (choose(REPLACEMENTS, name, "replacement"), share) for name, share in config.shares.items()
+        ]
         self.mask_id = ids[config.mask_token]
         self.never = [ids[token] for token in NEVER if token in ids]
         self.continues = [piece.startswith("##") for piece in vocabulary]
@@ -236,33 +288,38 @@ class Masking:
             that is 0. The number of predictions is the original's: `masked_lm_prob` times all tokens of the row,
             special ones included, rounded, at least 1.
         """
-        config = self.config
+        config, most = self.config, self.config.max_predictions_per_seq
         token_ids, padding_mask = features["token_ids"], features["padding_mask"]
         draws = Draws(self.seed, epoch, index, tf.shape(token_ids)[1])
         fixed = ~padding_mask | tf.reduce_any(token_ids[:, :, tf.newaxis] == tf.constant(self.never), axis=2)
-        units = self.unit(self._starts(token_ids, fixed), fixed, draws)
         count = tf.reduce_sum(tf.cast(padding_mask, tf.float64), axis=1)
         budget = tf.maximum(tf.cast(tf.round(count * config.masked_lm_prob), tf.int32), 1)
-        if config.max_predictions_per_seq:
-            budget = tf.minimum(budget, config.max_predictions_per_seq)
-        chosen = choose_tokens(~fixed, units, draws.uniform("order"), budget, config.max_predictions_per_seq)
-        targets = _targets(token_ids, chosen, config.max_predictions_per_seq)
-        return features | {"token_ids": self._replace(token_ids, chosen, units, draws)} | targets
+        budget = tf.minimum(budget, most) if most else budget
+        starts = self._starts(features, fixed)
+        rows = MaskedRows(token_ids, starts, fixed, budget, features, config, draws, self.mask_id, self.vocab_size)
+        units = self.unit(rows)
+        if units.chosen is None:
+            chosen = choose_tokens(~fixed, units, draws.uniform("order"), budget, most)
+        else:
+            chosen = units.chosen & ~fixed
+            chosen &= tf.cumsum(tf.cast(chosen, tf.int32), axis=1) <= (most or tf.shape(chosen)[1])
+        return features | {"token_ids": self._replace(rows, units, chosen)} | _targets(token_ids, chosen, most)
 
-    def _starts(self, token_ids: tf.Tensor, fixed: tf.Tensor) -> tf.Tensor:
-        """Where words begin: at each piece without `##`, and at any beside a special token."""
-        goes_on = tf.gather(tf.constant(self.continues), token_ids) & ~fixed
+    def _starts(self, features: Batch, fixed: tf.Tensor) -> tf.Tensor:
+        """Where words begin: by the corpus' own `words`, or at each piece without `##`, and beside special tokens."""
+        if "words" in features:
+            return begins(features["words"])
+        goes_on = tf.gather(tf.constant(self.continues), features["token_ids"]) & ~fixed
         after = tf.concat([tf.ones_like(fixed[:, :1]), fixed[:, :-1]], axis=1)
         return ~goes_on | after
 
-    def _replace(self, token_ids: tf.Tensor, chosen: tf.Tensor, units: Units, draws: Draws) -> tf.Tensor:
-        draw = tf.gather(draws.uniform("replacement"), units.alike, batch_dims=1)
-        random_ids = draws.integers("token", self.vocab_size)
-        result, low = token_ids, 0.0
-        for name, replace in REPLACEMENTS.items():
-            high = low + getattr(self.config, f"{name}_share")
+    def _replace(self, rows: MaskedRows, units: Units, chosen: tf.Tensor) -> tf.Tensor:
+        draw = tf.gather(rows.draws.uniform("replacement"), units.alike, batch_dims=1)
+        result, low = rows.token_ids, 0.0
+        for replace, share in self.replacements:
+            high = low + share
             here = chosen & (draw >= low) & (draw < high)
-            result = tf.where(here, replace(token_ids, self.mask_id, random_ids), result)
+            result = tf.where(here, replace(rows), result)
             low = high
         return result
 

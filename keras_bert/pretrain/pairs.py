@@ -11,23 +11,26 @@ from itertools import chain
 from random import Random
 from typing import NamedTuple
 
-Document = Sequence[list[int]]
-"""The ids of each sentence; none is empty."""
+from keras_bert.pretrain.columns import Token
+
+Tokens = list[Token]
+Document = Sequence[Tokens]
+"""The tokens of each sentence; none is empty. No function here looks into a token."""
 
 
 class Pair(NamedTuple):
-    """Ids of two segments (of one, where `b` is empty), the label, and the number of sentences that are used up."""
+    """Two segments (one, where `b` is empty), the label, and the number of sentences that are used up."""
 
-    a: list[int]
-    b: list[int]
+    a: Tokens
+    b: Tokens
     label: int
     used: int
 
 
 class Row(NamedTuple):
-    """One or two segments of ids, without special tokens, and the label."""
+    """One or two segments of tokens, without special tokens, and the label."""
 
-    segments: list[list[int]]
+    segments: list[Tokens]
     label: int
 
 
@@ -114,20 +117,29 @@ def none(document: Document, start: int, stop: int, target: int, other: Callable
     return Pair(_join(document, start, stop), [], -1, stop - start)
 
 
-PAIRS: dict[str, PairFunction] = {
-    "next_sentence": next_sentence,
-    "sentence_order": sentence_order,
-    "three_way": three_way,
-    "distance": distance,
-    "none": none,
+class Pairs(NamedTuple):
+    """A way to make rows: the function that draws them, and C, the number of its labels; 0 means one segment."""
+
+    draw: PairFunction
+    classes: int
+
+    @property
+    def segments(self) -> int:
+        """Segments of a row."""
+        return 2 if self.classes else 1
+
+    def room(self, max_seq_length: int) -> int:
+        """The tokens of a row that are left beside [CLS] and a [SEP] after each segment."""
+        return max_seq_length - 1 - self.segments
+
+
+PAIRS: dict[str, Pairs] = {
+    "next_sentence": Pairs(next_sentence, 2),
+    "sentence_order": Pairs(sentence_order, 2),
+    "three_way": Pairs(three_way, 3),
+    "distance": Pairs(distance, 3),
+    "none": Pairs(none, 0),
 }
-CLASSES = {"next_sentence": 2, "sentence_order": 2, "three_way": 3, "distance": 3, "none": 0}
-"""The number of labels of each."""
-
-
-def room_of(pairs: str, max_seq_length: int) -> int:
-    """The tokens of a row that are left beside [CLS] and a [SEP] after each segment."""
-    return max_seq_length - (3 if CLASSES[pairs] else 2)
 
 
 def rows(
@@ -142,7 +154,7 @@ def rows(
 
     Args:
         document: at least one sentence.
-        pair: one of `PAIRS`.
+        pair: the `draw` of one of `PAIRS`.
         other: draws another document.
         room: the most tokens of a row; longer pairs lose tokens of the longer segment at random ends.
         short_seq_prob: chance of aiming at rows of a random length for all of the document, at least 2 tokens.
@@ -162,7 +174,7 @@ def rows(
         start += used
 
 
-def _truncated(a: list[int], b: list[int], room: int, rng: Random) -> tuple[list[int], list[int]]:
+def _truncated(a: Tokens, b: Tokens, room: int, rng: Random) -> tuple[Tokens, Tokens]:
     """Take tokens off the longer one, b where they are equal, from its front or its back, until both fit."""
     ends = [[0, len(a)], [0, len(b)]]
     size_a, size_b = len(a), len(b)
@@ -181,12 +193,12 @@ def _middle(start: int, stop: int, rng: Random) -> int:
     return rng.randint(start + 1, stop - 1) if stop - start > 1 else stop
 
 
-def _passage(document: Document, length: int, rng: Random) -> list[int]:
+def _passage(document: Document, length: int, rng: Random) -> Tokens:
     """Sentences from a random one on, until they reach `length` tokens."""
     return _fill(document, rng.randint(0, len(document) - 1), len(document), length)
 
 
-def _fill(document: Document, start: int, end: int, length: int) -> list[int]:
+def _fill(document: Document, start: int, end: int, length: int) -> Tokens:
     """The sentence `start`, and those before `end` that follow it until there are `length` tokens."""
     found = list(document[start])
     while len(found) < length and (start := start + 1) < end:
@@ -194,5 +206,5 @@ def _fill(document: Document, start: int, end: int, length: int) -> list[int]:
     return found
 
 
-def _join(document: Document, start: int, stop: int) -> list[int]:
+def _join(document: Document, start: int, stop: int) -> Tokens:
     return list(chain.from_iterable(document[start:stop]))

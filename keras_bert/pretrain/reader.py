@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from keras_bert.data.tables import find
 from keras_bert.errors import ConfigError, DataError
 from keras_bert.files import sha256, size_of
 from keras_bert.pretrain import tfrecords
+from keras_bert.pretrain.columns import COLUMNS
 from keras_bert.pretrain.corpus import BUILDING, MANIFEST, VERSION, read_json
 
 GROUP = 8
@@ -107,8 +108,9 @@ class Corpus:
                 raise DataError(
                     f"{source}: {MANIFEST} has settings that this program does not know ({error})"
                 ) from error
+            columns = _listed(manifest, source)
             static = (config.max_seq_length, config.max_predictions_per_seq) if config.format == "static" else None
-            features = _features(static)
+            features = _features(static, columns)
         else:
             features = _guess(shards[0])
         corpus = cls(shards, features, manifest)
@@ -202,7 +204,8 @@ class Corpus:
     def parse(self, records: Any) -> dict[str, Any]:
         """Records, strings `[b]`, as tensors.
 
-        Dynamic: `token_ids` `[b, tokens]` and `segment_lengths` `[b, segments]` ragged int32, `pair_label` int32 `[b]`.
+        Dynamic: `token_ids` `[b, tokens]` and `segment_lengths` `[b, segments]` ragged int32, `pair_label` int32 `[b]`,
+        and the further columns of the corpus: ragged `[b, tokens]` or `[b, runs]`, or `[b]`.
         Static: the original's names, int32 `[b, length]`, `masked_lm_weights` float32.
         """
         found = tf.io.parse_example(records, self.features)
@@ -238,9 +241,13 @@ class Corpus:
         except UnicodeDecodeError:  # TensorFlow's own message quotes the bytes
             return "not a tf.train.Example"
         if self.format == "dynamic":
-            lengths = tf.reduce_sum(examples["segment_lengths"], axis=1).numpy()
-            if not np.all((lengths == examples["token_ids"].row_lengths().numpy()) & (lengths > 0)):
-                return "segment_lengths do not add up to the number of token_ids"
+            sizes = examples["token_ids"].row_lengths().numpy()
+            for name, value in examples.items():
+                runs = name == "segment_lengths" or COLUMNS[name].per == "run"
+                if runs and not np.all((tf.reduce_sum(value, axis=1).numpy() == sizes) & (sizes > 0)):
+                    return f"{name} do not add up to the number of token_ids"
+                if not runs and COLUMNS[name].per == "token" and not np.all(value.row_lengths().numpy() == sizes):
+                    return f"{name} are not as many as the token_ids"
             ids = examples["token_ids"].flat_values.numpy()
         else:
             ids = np.concatenate([examples[name].numpy().ravel() for name in ("input_ids", "masked_lm_ids")])
@@ -346,14 +353,26 @@ def _count(path: str) -> int:
         os.close(descriptor)
 
 
-def _features(static: tuple[int, int] | None) -> dict[str, Any]:
-    """What is in a record: dynamic, or static with its longest row and most predictions."""
+def _listed(manifest: dict[str, Any], source: str | Path) -> tuple[str, ...]:
+    """The further columns of a corpus; a manifest without a list has none.
+
+    Raises:
+        DataError: one is unknown here.
+    """
+    listed = manifest.get("columns", [])
+    unknown = [name for name in listed if name not in COLUMNS] if isinstance(listed, list) else [listed]
+    if unknown:
+        raise DataError(f"{source}: {MANIFEST} lists columns that this program does not know ({unknown[0]!r})")
+    return tuple(listed)
+
+
+def _features(static: tuple[int, int] | None, columns: Iterable[str] = ()) -> dict[str, Any]:
+    """What is in a record: dynamic with its further columns, or static with its longest row and most predictions."""
     if static is None:
-        return {
-            "token_ids": tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64),
-            "segment_lengths": tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64),
-            "pair_label": tf.io.FixedLenFeature([], tf.int64),
-        }
+        ragged = tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64)
+        one = tf.io.FixedLenFeature([], tf.int64)
+        kinds = {name: one if COLUMNS[name].per == "row" else ragged for name in columns}
+        return {"token_ids": ragged, "segment_lengths": ragged, "pair_label": one} | kinds
     length, predictions = static
     return {
         **{name: tf.io.FixedLenFeature([length], tf.int64) for name in ("input_ids", "input_mask", "segment_ids")},
@@ -376,7 +395,7 @@ def _guess(shard: Shard) -> dict[str, Any]:
     except DecodeError as error:
         raise DataError(f"{shard.path}, record 1: not a tf.train.Example") from error
     if "token_ids" in found:
-        return _features(None)
+        return _features(None, [name for name, column in COLUMNS.items() if column.make and name in found])
     if "input_ids" in found and "masked_lm_ids" in found:
         return _features((len(found["input_ids"].int64_list.value), len(found["masked_lm_ids"].int64_list.value)))
     names = ", ".join(sorted(found)) or "nothing"

@@ -1,7 +1,7 @@
 """Rows of pretraining: `[CLS] A [SEP] B [SEP]` from ids without special tokens, and several short rows in one.
 
-A batch is a flat dict of dense tensors with first axis B: the encoder's features (`config.FEATURES`) and what is to be
-predicted (`config.TARGETS`):
+A batch is a flat dict of dense tensors with first axis B, every one a row of `columns.COLUMNS`: the encoder's features
+(`config.FEATURES`), what is to be predicted, and what else the corpus holds beside a token or a row:
 
     token_ids, segment_ids int32, padding_mask bool  [B, T]
     masked_positions, masked_ids int32, masked_weights float32  [B, P]; see `masking.Masking`
@@ -9,11 +9,15 @@ predicted (`config.TARGETS`):
 and where rows were packed
     positions, pack_ids int32  [B, T]; pack_ids are equal within a piece, padding has 0
     cls_positions, pair_labels int32  [B, K]; of each piece, unused places have position 0 and label -1
+
+A row of a packed batch is made of K pieces, which were rows before.
 """
 
 from typing import Any
 
 import tensorflow as tf
+
+from keras_bert.pretrain.columns import COLUMNS, name_in_batch, of_batch
 
 Batch = dict[str, tf.Tensor]
 
@@ -38,11 +42,12 @@ def from_original(records: Batch) -> Batch:
 def assemble(
     examples: dict[str, Any], cls_id: int, sep_id: int, pad_id: int = 0, length: int | None = None, multiple: int = 1
 ) -> Batch:
-    """Examples of a corpus -> features and `pair_labels`.
+    """Examples of a corpus -> features, `pair_labels`, and the further columns of the corpus.
 
     Args:
         examples: `token_ids` ragged `[B, tokens]`, the ids of all segments one after another; `segment_lengths`
-            ragged `[B, segments]`, which add up to the row's tokens; `pair_label` int `[B]`, -1 for none.
+            ragged `[B, segments]`, which add up to the row's tokens; `pair_label` int `[B]`, -1 for none; and any other
+            columns of records, ragged `[B, tokens]` or `[B, runs]`, or `[B]`.
         length: of all rows; None is the longest of the batch, rounded up to a multiple of `multiple`.
 
     Raises:
@@ -50,11 +55,7 @@ def assemble(
     """
     lengths = tf.cast(examples["segment_lengths"], tf.int64)
     counts = lengths.row_lengths()
-    ids = tf.cast(examples["token_ids"].flat_values, tf.int32)
-    segments = tf.RaggedTensor.from_row_lengths(ids, lengths.flat_values)
-    ended = tf.concat([segments, tf.fill([segments.nrows(), 1], sep_id)], axis=1)
     sizes = examples["token_ids"].row_lengths() + counts
-    rows = tf.RaggedTensor.from_row_lengths(ended.flat_values, sizes)
     numbers = tf.repeat(tf.cast(tf.ragged.range(counts).flat_values, tf.int32), lengths.flat_values + 1)
     widths = tf.cast(sizes + 1, tf.int32)
     longest = tf.reduce_max(tf.concat([widths, [2]], 0))
@@ -65,17 +66,39 @@ def assemble(
         width = tf.constant(length)
 
     def dense(values: Any, first: int, default: int) -> tf.Tensor:
-        rest = rows.with_flat_values(values).to_tensor(default)
+        """Values of all tokens of all rows, [SEP]s included, as `[B, T]` with `first` at [CLS]."""
+        rest = tf.RaggedTensor.from_row_lengths(values, sizes).to_tensor(default)
         row = tf.concat([tf.fill([tf.shape(rest)[0], 1], first), rest], axis=1)
         row = tf.pad(row, [[0, 0], [0, width - tf.shape(row)[1]]], constant_values=default)
         return tf.ensure_shape(row, [None, length])
 
-    return {
-        "token_ids": dense(rows.flat_values, cls_id, pad_id),
+    def ended(values: Any, end: int) -> tf.Tensor:
+        """Values of all tokens of all segments, with `end` after each segment."""
+        segments = tf.RaggedTensor.from_row_lengths(tf.cast(values, tf.int32), lengths.flat_values)
+        return tf.concat([segments, tf.fill([segments.nrows(), 1], end)], axis=1).flat_values
+
+    batch = {
+        "token_ids": dense(ended(examples["token_ids"].flat_values, sep_id), cls_id, pad_id),
         "segment_ids": dense(numbers, 0, 0),
         "padding_mask": tf.ensure_shape(tf.sequence_mask(widths, width), [None, length]),
-        "pair_labels": tf.cast(examples["pair_label"], tf.int32),
     }
+    for name, values in examples.items():
+        if name in ("token_ids", "segment_lengths"):
+            continue
+        column = COLUMNS[name]
+        if column.per == "row":
+            made = values
+        else:
+            each = _run_numbers(values) if column.per == "run" else values.flat_values
+            made = dense(ended(each, column.filler), column.filler, column.filler)
+        batch[name_in_batch(name)] = tf.cast(made, column.dtype)
+    return batch
+
+
+def _run_numbers(lengths: Any) -> tf.Tensor:
+    """Lengths of runs, ragged `[B, runs]` -> for all tokens of all rows the number of their run in its row, from 1."""
+    counts = lengths.row_lengths()
+    return tf.repeat(tf.ragged.range(1, counts + 1).flat_values, lengths.flat_values)
 
 
 # === Packing ===
@@ -108,7 +131,7 @@ def pack(batch: Batch, length: int, pad_id: int = 0) -> Batch:
     """Put the rows of a batch, masks and all, into as few rows of `length` tokens as first-fit needs.
 
     The pieces of a row do not see each other (`masks.packed`) and each counts its positions from 0, so hidden states
-    and losses are those of separate rows. The same batch gives the same rows.
+    and losses are those of separate rows. The same batch gives the same rows. Every column moves as `COLUMNS` says.
     """
     mask = batch["padding_mask"]
     sizes = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
@@ -124,25 +147,32 @@ def pack(batch: Batch, length: int, pad_id: int = 0) -> Batch:
 
     at = tf.cast(tf.where(mask), tf.int32)
     examples = tf.range(tf.shape(sizes)[0])
-    defaults = {"token_ids": pad_id, "segment_ids": 0}
+    used = batch["masked_weights"] > 0 if "masked_weights" in batch else None
+    owners = None if used is None else tf.cast(tf.where(used)[:, 0], tf.int32)
     packed = {
-        name: by_row(tf.boolean_mask(batch[name], mask), at[:, 0], default, length)
-        for name, default in defaults.items()
-    }
-    packed |= {
         "padding_mask": tf.sequence_mask(tf.math.unsorted_segment_sum(sizes, rows, num_rows), length),
         "positions": by_row(at[:, 1], at[:, 0], width=length),
         "pack_ids": by_row(at[:, 0] + 1, at[:, 0], width=length),
         "cls_positions": by_row(starts, examples),
-        "pair_labels": by_row(batch["pair_labels"], examples, default=-1),
     }
-    if "masked_weights" not in batch:
-        return packed
-    used = batch["masked_weights"] > 0
-    owners = tf.cast(tf.where(used)[:, 0], tf.int32)
-    positions = tf.boolean_mask(batch["masked_positions"], used) + tf.gather(starts, owners)
-    return packed | {
-        "masked_positions": by_row(positions, owners),
-        "masked_ids": by_row(tf.boolean_mask(batch["masked_ids"], used), owners),
-        "masked_weights": by_row(tf.boolean_mask(batch["masked_weights"], used), owners),
-    }
+    for name, column in of_batch(batch.keys() - packed.keys()).items():
+        filler = pad_id if name == "token_ids" else column.filler
+        if column.per == "row":
+            packed[name] = by_row(batch[name], examples, filler)
+        elif column.per == "prediction":
+            values = tf.boolean_mask(batch[name], used)
+            packed[name] = by_row(values + tf.gather(starts, owners) if column.place else values, owners, filler)
+        else:
+            packed[name] = by_row(tf.boolean_mask(batch[name], mask), at[:, 0], filler, length)
+    return packed
+
+
+def fill_up(batch: Batch, rows: int) -> Batch:
+    """Add rows in which nothing counts, so that the batch has `rows` of them."""
+
+    def filled(tensor: tf.Tensor, filler: int) -> tf.Tensor:
+        absent = [[0, rows - tf.shape(tensor)[0]], *[[0, 0]] * (tensor.shape.rank - 1)]
+        value = tf.cast(filler, tensor.dtype)
+        return tf.ensure_shape(tf.pad(tensor, absent, constant_values=value), [rows, *tensor.shape[1:]])
+
+    return {name: filled(batch[name], column.filler) for name, column in of_batch(batch).items()}

@@ -16,10 +16,12 @@ import tensorflow as tf
 from keras_bert.checkpoints import checkpoints
 from keras_bert.config import MaskingConfig, OptimizerConfig, PretrainConfig, TextConfig, TrainConfig
 from keras_bert.data.batches import ahead
+from keras_bert.errors import ConfigError
+from keras_bert.pretrain.columns import missing
 from keras_bert.pretrain.masking import Masking
-from keras_bert.pretrain.objectives import PretrainNetwork, PretrainTask
+from keras_bert.pretrain.objectives import PretrainHead, PretrainNetwork, PretrainTask, name_of
 from keras_bert.pretrain.reader import Corpus
-from keras_bert.pretrain.rows import assemble, from_original, pack
+from keras_bert.pretrain.rows import assemble, fill_up, from_original, pack
 from keras_bert.training import devices
 from keras_bert.training.loop import Judge, Keeping, Rounds, Say, rehearse, resume, run_rounds
 from keras_bert.training.step import Tally, Task, Trainer, copy_weights, distribute
@@ -28,13 +30,22 @@ EVALUATION_EPOCH = 2**40
 """The masks of an evaluation are those of an epoch that no training reaches, the same every time."""
 
 
-class Rows:
+Step = Callable[[dict[str, Any], Any, Any], dict[str, Any]]
+"""Rows, their epochs and their numbers (int64 `[b]`) -> rows. All that it draws must follow from the last two."""
+
+
+class CorpusBatches:
     """A corpus as distributed batches with their masks.
+
+    Records -> `ragged` steps -> assembled rows -> masks -> `dense` steps -> the objectives' `prepare` -> packed rows.
+    Ragged steps see the columns of records and may change the lengths of rows; dense ones see a batch of full width.
 
     Args:
         corpus: rows of either format; static ones have their masks already.
         length: tokens of a row at most.
         packed: put short rows together, see `rows.pack`; a batch then has fewer rows.
+        ragged: steps before assembling; static rows have none.
+        dense: steps after the masks are drawn.
     """
 
     def __init__(
@@ -45,11 +56,28 @@ class Rows:
         config: TrainConfig,
         length: int,
         packed: bool = False,
+        ragged: Sequence[Step] = (),
+        dense: Sequence[Step] = (),
     ) -> None:
         ids = {piece: i for i, piece in enumerate(vocabulary)}
         self.corpus, self.config, self.length, self.packed = corpus, config, length, packed
         self.special = (ids["[CLS]"], ids["[SEP]"], ids.get("[PAD]", 0))
-        self.masking = Masking(masking, vocabulary, config.seed)
+        static = corpus.format == "static"
+        if ragged and static:
+            raise ConfigError("rows of --format=static have their masks already, so their lengths cannot change")
+        masks = Masking(masking, vocabulary, config.seed)
+        self.ragged, self.dense = tuple(ragged), (*(() if static else (masks,)), *dense)
+
+    def check(self, head: PretrainHead) -> None:
+        """Make a batch of one row, and see that it has the columns that the objectives read.
+
+        Raises:
+            ConfigError: a column is missing that a mask or an objective reads, or a step fails.
+        """
+        records, epochs, indices = next(self.corpus.in_order(1))
+        batch = self.features(tf.constant(records), epochs, indices, prepare=head.prepare)
+        for name, objective in head.objectives.items():
+            missing((*objective.inputs, *objective.labels), batch, f"the objective {name}")
 
     def training(self, trainer: Trainer, batch_size: int, start: int, end: int) -> Any:
         """The batches `start` to `end - 1`, every replica a part of each."""
@@ -61,7 +89,7 @@ class Rows:
                 for _ in range(start, end):
                     yield from (next(part) for part in mine)
 
-            return self._dataset(batches, -(-batch_size // parts), trainer.fixed)
+            return self._dataset(batches, -(-batch_size // parts), trainer)
 
         return distribute(trainer.strategy, cut)
 
@@ -76,37 +104,44 @@ class Rows:
                         mine = indices[part::local]
                         yield records[part::local], np.full_like(mine, EVALUATION_EPOCH), mine
 
-            return self._dataset(batches, -(-batch_size // local), trainer.fixed)
+            return self._dataset(batches, -(-batch_size // local), trainer)
 
         return distribute(trainer.strategy, cut)
 
-    def _dataset(self, batches: Callable[[], Iterator[Any]], rows: int, fixed: bool) -> Any:
+    def _dataset(self, batches: Callable[[], Iterator[Any]], rows: int, trainer: Trainer) -> Any:
         spec = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.int64))
+        fixed, prepare = trainer.fixed, trainer.network.head.prepare
         made = tf.data.Dataset.from_generator(batches, output_signature=spec)
-        made = made.map(lambda r, e, i: self.features(r, e, i, fixed), num_parallel_calls=2, deterministic=True)
-        if fixed:  # the last batch of an evaluation is filled up with rows of which nothing counts
-            made = made.map(lambda batch: tf.nest.map_structure(lambda t: _fill_up(t, rows), batch))
+        made = made.map(
+            lambda r, e, i: self.features(r, e, i, fixed, prepare), num_parallel_calls=2, deterministic=True
+        )
+        if fixed:  # the last batch of an evaluation may be smaller
+            made = made.map(lambda batch: fill_up(batch, rows))
         return ahead(made, 8)
 
-    def features(self, records: Any, epochs: Any, indices: Any, fixed: bool = False) -> dict[str, Any]:
+    def features(
+        self,
+        records: Any,
+        epochs: Any,
+        indices: Any,
+        fixed: bool = False,
+        prepare: Callable[[Any], dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
         """Records, strings `[b]`, of these epochs and numbers, int64 `[b]` -> a batch, see `rows`."""
         examples = self.corpus.parse(records)
-        if self.corpus.format == "static":
-            made = from_original(examples)
-            return pack(made, self.length, self.special[2]) if self.packed else made
         cls_id, sep_id, pad_id = self.special
-        length, multiple = (self.length, 1) if fixed else (None, 1 if self.length % 8 else 8)
-        made = assemble(examples, cls_id, sep_id, pad_id, length, multiple)
-        made = self.masking(made, epochs, indices)
-        return pack(made, self.length, pad_id) if self.packed else made
-
-
-def _fill_up(tensor: Any, rows: int) -> Any:
-    missing = [[0, rows - tf.shape(tensor)[0]], *[[0, 0]] * (tensor.shape.rank - 1)]
-    filler = -1 if tensor.shape.rank == 1 else 0  # pair labels
-    return tf.ensure_shape(
-        tf.pad(tensor, missing, constant_values=tf.cast(filler, tensor.dtype)), [rows, *tensor.shape[1:]]
-    )
+        for step in self.ragged:
+            examples = step(examples, epochs, indices)
+        if self.corpus.format == "static":
+            batch = from_original(examples)
+        else:
+            length, multiple = (self.length, 1) if fixed else (None, 1 if self.length % 8 else 8)
+            batch = assemble(examples, cls_id, sep_id, pad_id, length, multiple)
+        for step in self.dense:
+            batch = step(batch, epochs, indices)
+        if prepare is not None:
+            batch = prepare(batch)
+        return pack(batch, self.length, pad_id) if self.packed else batch
 
 
 class Pretraining(PretrainTask, Task):
@@ -117,7 +152,7 @@ class Pretraining(PretrainTask, Task):
 class Phase:
     """A part of a run: its rows, how many steps, and rows per step."""
 
-    rows: Rows
+    rows: CorpusBatches
     steps: int
     batch_size: int
 
@@ -127,7 +162,7 @@ def pretrain(
     vocabulary: Sequence[str],
     text: TextConfig,
     phases: Sequence[Phase],
-    held_out: Rows | None,
+    held_out: CorpusBatches | None,
     config: TrainConfig,
     pretraining: PretrainConfig,
     optimizer: OptimizerConfig,
@@ -138,7 +173,7 @@ def pretrain(
     """Run all phases, one after the other under one schedule; returns the record of each evaluation.
 
     Args:
-        network: starting weights; has the last ones at the end.
+        network: starting weights, and the objectives; has the last weights at the end.
         vocabulary, text: saved beside the weights.
         held_out: rows to evaluate on; None records the training losses alone.
         keeping: where states and, after each evaluation, the model in our format go.
@@ -148,13 +183,10 @@ def pretrain(
     """
     steps = sum(phase.steps for phase in phases)
     rounds = Rounds(steps, min(pretraining.eval_steps, steps), "step")
-    classes = network.head.pair.units if network.head.pair else 0
-
-    def make(policy: str) -> Pretraining:
-        made = PretrainNetwork(network.encoder.config, classes, dtype=policy)
-        return Pretraining(made, reduction=pretraining.loss_reduction)
-
-    trainer = Trainer(make, network, optimizer, config, steps)
+    factors = {name_of(objective): weight for objective, weight in pretraining.weights.items()}
+    for rows in filter(None, (*(phase.rows for phase in phases), held_out)):
+        rows.check(network.head)
+    trainer = Trainer(lambda policy: Pretraining(network.like(policy), factors), network, optimizer, config, steps)
     ends = list(itertools.accumulate(phase.steps for phase in phases))
 
     def batches(step: int) -> Any:
@@ -178,7 +210,7 @@ def pretrain(
         return named(tally, "eval_")
 
     def conclude(record: dict[str, Any]) -> None:
-        record["train_perplexity"] = perplexity(record["train_masked_lm_loss"])
+        record |= perplexities(record, "train_")
         copy_weights(trainer.network, network)
         if keeping.folder is not None and devices.worker(trainer.strategy)[0] == 0:
             checkpoints.save(keeping.folder, network, list(vocabulary), text, None, record)
@@ -191,7 +223,13 @@ def pretrain(
 def named(tally: Tally, prefix: str) -> dict[str, float]:
     """The means of an evaluation, and the perplexity of its masked tokens."""
     means = tally.means(prefix)
-    return means | {f"{prefix}perplexity": perplexity(means[f"{prefix}masked_lm_loss"])}
+    return means | perplexities(means, prefix)
+
+
+def perplexities(means: dict[str, Any], prefix: str) -> dict[str, float]:
+    """The perplexity of the masked tokens, if these are predicted."""
+    loss = means.get(f"{prefix}masked_lm_loss")
+    return {} if loss is None else {f"{prefix}perplexity": perplexity(loss)}
 
 
 def perplexity(loss: float) -> float:

@@ -200,7 +200,7 @@ def learning_curves(run: Run) -> Iterable[Section]:
 def confusion(run: Run) -> Iterable[Section]:
     """The confusion matrix of a classification, of its most frequent labels where there are many."""
     found = run.found
-    if found is None or found.head.task != "classify":
+    if found is None or not found.kind.exclusive:
         return
     labels = found.head.labels
     counts = metrics.confusion(found.truth, found.decided(), len(labels))
@@ -232,7 +232,7 @@ def per_class(run: Run) -> Iterable[Section]:
     if found is None or not found.head.labels:
         return
     decided, labels = found.decided(), found.head.labels
-    if found.head.task == "classify":
+    if found.kind.exclusive:
         each = metrics.per_class(metrics.confusion(found.truth, decided, len(labels)))
     else:
         tables = [
@@ -264,7 +264,7 @@ def calibration(run: Run) -> Iterable[Section]:
     found = run.found
     if found is None or not found.head.labels:
         return
-    if found.head.task == "classify":
+    if found.kind.exclusive:
         best = found.scores.argmax(1)
         sure, right = found.scores.max(1), best == found.truth
         what = "the best label's score, against the share of rows where it is right"
@@ -289,7 +289,7 @@ def calibration(run: Run) -> Iterable[Section]:
 def scatter(run: Run) -> Iterable[Section]:
     """Numbers that were to be found, against those that were."""
     found = run.found
-    if found is None or found.head.task != "regress":
+    if found is None or not found.kind.numeric:
         return
 
     def draw(figure: Any) -> None:

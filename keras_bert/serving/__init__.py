@@ -10,7 +10,7 @@ from keras_bert.rooms import exported
 __getattr__, __dir__ = exported(
     __name__,
     {
-        "served": "Served MERGED",
-        "signatures": "COMMON SIGNATURES",
+        "served": "Served ANSWERING",
+        "signatures": "COMMON MAKERS",
     },
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_bert.config import VECTORS, HeadConfig, WindowConfig, choose, to_dict
+from keras_bert.config import HeadConfig, VectorConfig, WindowConfig, choose, to_dict
 from keras_bert.errors import CheckpointError
 from keras_bert.serving import golden, manifest, releases, warmup
 from keras_bert.serving.probe import PROBE
@@ -108,7 +108,7 @@ def export(
 
 def about_embedding(head: HeadConfig) -> dict[str, Any]:
     """How the signature `embedding` makes its vector."""
-    if head.task not in VECTORS:
+    if not isinstance(head, VectorConfig):
         return {"pooling": "mean", "normalized": True}
     return {"pooling": head.pooling or "mean", "layers": head.layers, "normalized": head.normalize}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_bert.config import dumps
+from keras_bert.config import TASKS, dumps
 from keras_bert.files import sha256
 from keras_bert.serving.golden import MANIFEST
 from keras_bert.serving.releases import Ops, meta_graph
@@ -21,16 +21,6 @@ from keras_bert.serving.releases import Ops, meta_graph
 DIFFERS = ("created", "files.saved_model.pb", "files.fingerprint.pb", "files.README.md")
 """Fields of the manifest that differ between two exports of the same model: the time, and what TensorFlow numbers
 anew in each process."""
-PIPELINES = {
-    **dict.fromkeys(("classify", "multilabel", "regress"), "text-classification"),
-    "choice": "multiple-choice",
-    "similarity": "sentence-similarity",
-    "embed": "feature-extraction",
-    "tag": "token-classification",
-    "span": "question-answering",
-    "fill_mask": "fill-mask",
-    "generate": "text2text-generation",
-}
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -111,7 +101,8 @@ def _front(content: Mapping[str, Any]) -> str:
     about = content["about"]
     task = content["head"]["task"]
     front = {"library_name": "keras", "tags": ["bert", "keras_bert", "saved-model"]}
-    front |= {"pipeline_tag": PIPELINES[task]} if task in PIPELINES else {}
+    pipeline = TASKS[task].pipeline if task in TASKS else ""
+    front |= {"pipeline_tag": pipeline} if pipeline else {}
     front |= {name: about[name] for name in ("license", "base_model") if about.get(name)}
     lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in front.items()]
     return "---\n" + "\n".join(lines) + "\n---\n"

@@ -18,11 +18,12 @@ import tensorflow as tf
 from keras import ops
 
 from keras_bert.config import HeadConfig, WindowConfig, choose
+from keras_bert.errors import ConfigError
 from keras_bert.model.encoder import Memory
 from keras_bert.serving import search
 from keras_bert.serving.groups import by_length
-from keras_bert.tasks.embed import Embed
-from keras_bert.tasks.network import Network, as_rows
+from keras_bert.tasks.head import Head
+from keras_bert.tasks.network import HEADS, Network, as_rows
 from keras_bert.text import packing
 from keras_bert.text.tokenizer import character_offsets
 from keras_bert.text.vocabulary import MASK
@@ -50,8 +51,8 @@ class Served:
             segment_ids, positions `[B, K]`, seen bool `[B, K, P]` and `Pairs` -> logits `[B, K, V]` and `Pairs` of K
             tokens more.
         network: token_ids, segment_ids int32 and padding_mask bool `[W, T]` -> `logits`, `sequence` `[W, T, D]`, and
-            `pooled` `[W, D]` where the head has a pooler; of several models `logits` `[W, M, n]` only. Differentiable,
-            also after loading; without dropout.
+            the head's `extra_outputs`, such as `pooled` `[W, D]`; of several models `logits` `[W, M, n]` only.
+            Differentiable, also after loading; without dropout.
 
     Raises:
         ConfigError: the task has no way to merge windows, or models.
@@ -65,76 +66,71 @@ class Served:
         windows: WindowConfig | None = None,
         others: Sequence[Network] = (),
     ) -> None:
-        text_layer = network.head.reading(text_layer)
-        self.networks = (network, *others)
-        self.text_layer, self.head, self.pair = text_layer, network.head, pair
-        self.windows = windows or network.head.windows(text_layer.config.max_seq_length)
-        if self.windows.max_windows > 1 and not self.head.located:
-            choose(MERGED, network.head.config.task, "task with windows")
+        head, config = network.head, network.encoder.config
+        self.text_layer = text_layer = head.prepare_text(text_layer)
+        self.model, self.networks = network, (network, *others)
+        self.head, self.pair = head, pair
+        self.windows = windows or head.windows(text_layer.config.max_seq_length)
+        if self.windows.max_windows > 1 and head.config.reads != "windows":
+            merging_of(head, "with windows")
         if others:
-            choose(MERGED, network.head.config.task, "task of several models")
+            merging_of(head, "of several models")
         # Raw variables, not the Keras model: with the model as a child, the graph gets two handles for each
         # variable and TensorFlow 1 loaders, among them TensorFlow Serving, restore only one of them.
         self.weights = [v.value for n in self.networks for v in n.weights if "seed_generator" not in v.path]
-        self.num_positions = network.encoder.config.max_positions - network.head.reserved
-        self.vocab_size = network.encoder.config.vocab_size
+        self.num_positions, self.vocab_size = config.max_positions - head.reserved, config.vocab_size
         self.texts = [tf.TensorSpec([None], tf.string, name=n) for n in ("text", "text_pair")[: 1 + pair]]
-        if network.head.reads == "choices":
+        if head.config.reads == "choices":
             self.texts.append(tf.TensorSpec([None, None], tf.string, name="choices"))
         ids = [tf.TensorSpec([None, None], tf.int32, n) for n in ("token_ids", "segment_ids")]
         ids.append(tf.TensorSpec([None, None], tf.bool, "padding_mask"))
         self.ids = ids
-
-        def run(token_ids: Any, segment_ids: Any, padding_mask: Any) -> Tensors:
-            features = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
-            if others:
-                logits = ops.stack([one(features, training=False) for one in self.networks], axis=1)
-                return {"logits": ops.cast(logits, "float32")}
-            taps = network.encoded(features, sorted({*network.head.taps, "sequence"}))
-            found = {"logits": network.head(taps, training=False), "sequence": taps["sequence"]}
-            if isinstance(network.head, Embed):
-                found["vectors"] = network.head.readout(taps)
-            if hasattr(network.head, "pooler"):
-                found["pooled"] = network.head.pooler(taps["sequence"])
-            return {name: ops.cast(value, "float32") for name, value in found.items()}
-
-        def read(*texts: Any) -> Tensors:
-            if self.head.located:
-                return text_layer.located(self.windows, *texts) | {"strings": tf.identity(texts[-1])}
-            if self.windows.max_windows > 1:
-                return text_layer.windows(self.windows, *texts)
-            features = text_layer.read(self.head.reads, *texts) | {"strings": tf.identity(texts[-1])}
-            return features | {"num_windows": tf.ones_like(features["num_tokens"])}
-
-        def run_source(token_ids: Any, padding_mask: Any) -> Pairs:
-            memory = [Memory() for _ in network.encoder.blocks]
-            network.encoded({"token_ids": token_ids, "padding_mask": padding_mask}, ("sequence",), memory=memory)
-            return [(one.key, one.value) for one in memory]
-
-        def run_next(token_ids: Any, segment_ids: Any, positions: Any, seen: Any, kept: Pairs) -> tuple[Any, Pairs]:
-            width = tf.range(tf.shape(token_ids)[1])[tf.newaxis, :]
-            apart = {"padding_mask": tf.ones_like(token_ids, tf.bool), "pack_ids": tf.zeros_like(token_ids) + width}
-            features = {"token_ids": token_ids, "segment_ids": segment_ids, "positions": positions} | apart
-            memory = [Memory(*pair) for pair in kept]
-            taps = network.encoded(features, network.head.taps, memory=memory, seen=seen) | {"places": width}
-            logits = ops.cast(network.head(taps, training=False), "float32")
-            return logits, [(one.key, one.value) for one in memory]
-
-        def run_pieces(ids: Any) -> tf.Tensor:
-            known, count = tf.constant([*text_layer.vocabulary, ""]), len(text_layer.vocabulary)
-            return tf.gather(known, tf.where((ids < 0) | (ids >= count), count, ids))
-
-        self.network = tf.function(run, ids, autograph=False)
-        self.source = tf.function(run_source, [ids[0], ids[2]], autograph=False)
-        self.next = tf.function(run_next, autograph=False)
-        self.features = tf.function(read, self.texts, autograph=False)
-        vectors = [spec for spec in self.texts if spec.shape.rank == 1]
-        if network.head.reads in ROWS:
-            vectors = [tf.TensorSpec([None], tf.string)] * ROWS[network.head.reads]
+        count = ROWS.get(head.config.reads)
+        vectors = [tf.TensorSpec([None], tf.string)] * count if count else self.texts
+        self.network = tf.function(self._run, ids, autograph=False)
+        self.source = tf.function(self._run_source, [ids[0], ids[2]], autograph=False)
+        self.next = tf.function(self._run_next, autograph=False)
+        self.features = tf.function(self._read, self.texts, autograph=False)
         self.rows = tf.function(text_layer.offsets, vectors, autograph=False)
         # Functions of their own: the vocabulary is in the graph once, however many signatures show words.
-        self.pieces = tf.function(run_pieces, [tf.TensorSpec([None], tf.int32)], autograph=False)
+        self.pieces = tf.function(self._run_pieces, [tf.TensorSpec([None], tf.int32)], autograph=False)
         self.spelt = tf.function(text_layer.detokenize, [tf.TensorSpec([None] * 3, tf.int32)], autograph=False)
+
+    def _run(self, token_ids: Any, segment_ids: Any, padding_mask: Any) -> Tensors:
+        features = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
+        if len(self.networks) > 1:
+            logits = ops.stack([one(features, training=False) for one in self.networks], axis=1)
+            return {"logits": ops.cast(logits, "float32")}
+        taps = self.model.encoded(features, sorted({*self.head.taps, "sequence"}))
+        outputs = {"logits": self.head(taps, training=False), "sequence": taps["sequence"]}
+        return {n: ops.cast(value, "float32") for n, value in (outputs | self.head.extra_outputs(taps)).items()}
+
+    def _read(self, *texts: Any) -> Tensors:
+        strings = {"strings": tf.identity(texts[-1])}
+        if self.head.config.reads == "windows":
+            return self.text_layer.located(self.windows, *texts) | strings
+        if self.windows.max_windows > 1:
+            return self.text_layer.windows(self.windows, *texts)
+        features = self.text_layer.read(self.head.config.reads, *texts) | strings
+        return features | {"num_windows": tf.ones_like(features["num_tokens"])}
+
+    def _run_source(self, token_ids: Any, padding_mask: Any) -> Pairs:
+        memory = [Memory() for _ in self.model.encoder.blocks]
+        self.model.encoded({"token_ids": token_ids, "padding_mask": padding_mask}, ("sequence",), memory=memory)
+        return [(one.key, one.value) for one in memory]
+
+    def _run_next(self, token_ids: Any, segment_ids: Any, positions: Any, seen: Any, pairs: Pairs) -> tuple[Any, Pairs]:
+        width = tf.range(tf.shape(token_ids)[1])[tf.newaxis, :]
+        separate = {"padding_mask": tf.ones_like(token_ids, tf.bool), "pack_ids": tf.zeros_like(token_ids) + width}
+        features = {"token_ids": token_ids, "segment_ids": segment_ids, "positions": positions} | separate
+        memory = [Memory(*pair) for pair in pairs]
+        taps = self.model.encoded(features, self.head.taps, memory=memory, seen=seen) | {"places": width}
+        logits = ops.cast(self.head(taps, training=False), "float32")
+        return logits, [(one.key, one.value) for one in memory]
+
+    def _run_pieces(self, ids: Any) -> tf.Tensor:
+        known, count = tf.constant([*self.text_layer.vocabulary, ""]), len(self.text_layer.vocabulary)
+        return tf.gather(known, tf.where((ids < 0) | (ids >= count), count, ids))
 
     def words(self, ids: tf.Tensor) -> tf.Tensor:
         """The pieces of ids of any shape; "" where there is none."""
@@ -161,10 +157,10 @@ class Served:
 
     def values(self, features: Tensors) -> Tensors:
         """All that the head says about features: its answer, with label values beside their ids."""
-        answer = FOUND.get(self.head.config.task, answered)(self, features)
-        for first, last, *names in SLICED.get(self.head.config.task, ()):
-            found = slices(features["strings"], answer[first], answer[last])
-            answer |= dict(zip(names, found, strict=True))
+        answer = choose(ANSWERING, self.head.answering, "way to answer")(self, features)
+        for first, last, *names in self.head.slices:
+            sliced = slices(features["strings"], answer[first], answer[last])
+            answer |= dict(zip(names, sliced, strict=True))
         if "choice" in answer:
             answer["answer"] = _of_choices(features["strings"], answer["choice"])
         return answer | _names(answer, self.head.config)
@@ -179,30 +175,42 @@ class Served:
         known = self.network.get_concrete_function().structured_outputs
 
         def run(some: Tensors) -> Tensors:
-            found = self.network(**some)
-            return {name: found[name] for name in names}
+            outputs = self.network(**some)
+            return {name: outputs[name] for name in names}
 
-        return by_length(run, rows, {name: known[name] for name in names}) if self.head.apart else run(rows)
+        return by_length(run, rows, {name: known[name] for name in names}) if self.head.groupable else run(rows)
 
 
 ROWS = {"choices": 2, "each": 1}
-"""Texts of a row, where that is not what an example has: a choice stands behind its text."""
+"""Texts of a row, by how an example is read: a choice stands behind its text; else a row has all texts."""
+
+
+def merging_of(head: Head, what: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """`Head.merging`.
+
+    Raises:
+        ConfigError: the task has none.
+    """
+    if head.merging is None:
+        known = ", ".join(task for task, kind in HEADS.items() if kind.merging)
+        raise ConfigError(f"unknown task {what} {head.config.task!r}; choose one of {known}")
+    return head.merging
 
 
 def answered(served: Served, features: Tensors) -> Tensors:
-    """What the head answers, of logits that were merged where a text has several windows, or there are several models.
+    """What the head answers, of logits that were merged if a text has several windows, or there are several models.
 
     The score of a model is that of all windows; the mean is taken of these.
     """
     logits, together = served.encoded(features, "logits")["logits"], len(served.networks) > 1
-    windows = "rows" in features and not served.head.located
+    windows = "rows" in features and served.head.config.reads != "windows"
     if windows or together:
-        there, back = MERGED[served.head.config.task]
-        scores = there(logits)
+        to_scores, to_logits = merging_of(served.head, "with windows or of several models")
+        scores = to_scores(logits)
         if windows:
             count = tf.shape(features["num_tokens"])[0]
             scores = packing.merge(scores, features["rows"], count, served.windows.window_merge)
-        logits = back(ops.mean(scores, axis=1) if together else scores)
+        logits = to_logits(ops.mean(scores, axis=1) if together else scores)
     return {k: tf.convert_to_tensor(value) for k, value in served.head.answer(logits, features).items()}
 
 
@@ -227,16 +235,6 @@ def _of_choices(texts: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     return tf.gather(texts, tf.where(numbers < 0, tf.shape(texts)[1] - 1, numbers), batch_dims=1)
 
 
-SLICED: dict[str, list[tuple[str, str, str, str, str]]] = {
-    "tag": [("start_bytes", "end_bytes", "texts", "starts", "ends")],
-    "span": [
-        ("start_byte", "end_byte", "answer", "start", "end"),
-        ("nbest_start_bytes", "nbest_end_bytes", "nbest_answers", "nbest_starts", "nbest_ends"),
-    ],
-}
-"""Places in bytes that a head answers, and the names of the text there and of the places in characters."""
-
-
 def slices(texts: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The text between places in bytes, and the places in characters, of `[B]` texts and `[B]` or `[B, E]` places.
 
@@ -249,8 +247,8 @@ def slices(texts: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tens
     slices = tf.strings.substr(texts[:, tf.newaxis], begin, end - begin)
     slices = tf.strings.unicode_transcode(slices, "UTF-8", "UTF-8")
     both = character_offsets(texts, tf.RaggedTensor.from_tensor(tf.concat([begin, end], 1)))
-    found = tf.reshape(both.flat_values, tf.shape(tf.concat([begin, end], 1)))
-    starts, ends = (tf.where(first < 0, -1, places) for places in tf.split(found, 2, axis=1))
+    places = tf.reshape(both.flat_values, tf.shape(tf.concat([begin, end], 1)))
+    starts, ends = (tf.where(first < 0, -1, half) for half in tf.split(places, 2, axis=1))
     return tf.reshape(slices, shape), tf.reshape(starts, shape), tf.reshape(ends, shape)
 
 
@@ -267,13 +265,13 @@ def filled(served: Served, features: Tensors) -> Tensors:
     answer["tokens"] = tokens = served.words(ids)
     if "starts" not in features:
         return answer
-    texts, there = features["strings"], places >= 0
+    texts, real = features["strings"], places >= 0
     starts = tf.gather(features["starts"], tf.maximum(places, 0), batch_dims=1)
-    first = tf.where(there, starts, -1)
-    _, *where = slices(texts, first, tf.where(there, starts + len(MASK), -1))
+    first = tf.where(real, starts, -1)
+    _, *where = slices(texts, first, tf.where(real, starts + len(MASK), -1))
     answer |= dict(zip(("starts", "ends"), where, strict=True))
     length = tf.strings.length(texts)[:, tf.newaxis]
-    end = tf.where(there, starts, length)
+    end = tf.where(real, starts, length)
     begin = tf.minimum(tf.concat([tf.zeros_like(length), end + len(MASK)], 1), length)
     between = tf.strings.substr(texts[:, tf.newaxis], begin[:, :-1], end - begin[:, :-1])
     best = tokens[:, :, 0]
@@ -299,12 +297,12 @@ def remembering(served: Served, features: Tensors) -> tuple[search.Step, Any]:
     first = tf.repeat(tf.gather(ids, last, batch_dims=1)[:, :, tf.newaxis], size, axis=1)
     text = tf.repeat((mask & (tf.range(tf.shape(ids)[1]) < last))[:, tf.newaxis, :], size, axis=1)
 
-    def step(targets: tf.Tensor, ways: tf.Tensor, length: tf.Tensor, kept: Pairs) -> tuple[tf.Tensor, Pairs]:
+    def step(targets: tf.Tensor, ways: tf.Tensor, length: tf.Tensor, pairs: Pairs) -> tuple[tf.Tensor, Pairs]:
         tokens = tf.concat([first, targets], axis=2)[:, :, length]
         own = ways[:, :, :length, tf.newaxis] == tf.range(size)
         seen = tf.concat([text, tf.reshape(own, [tf.shape(ids)[0], size, length * size])], axis=2)
         segments, positions = tf.zeros_like(tokens) + tf.minimum(length, 1), tf.zeros_like(tokens) + last + length
-        return served.next(tokens, segments, positions, seen, kept)
+        return served.next(tokens, segments, positions, seen, pairs)
 
     return step, served.source(ids, mask)
 
@@ -321,39 +319,24 @@ def generated(served: Served, features: Tensors, start: Start = remembering) -> 
         logits, state = ask(*asked)
         return tf.where(never, search.LOW, logits), state
 
-    found = search.search(step, rows, size, most, text_layer.sep_id, config.length_penalty, state)
-    spoken = tf.range(most) < (found.lengths - tf.cast(found.ended, tf.int32))[:, :, tf.newaxis]
-    texts = tf.ensure_shape(served.spelt(tf.where(spoken, found.ids, -1)), [None, size])
+    best = search.search(step, rows, size, most, text_layer.sep_id, config.length_penalty, state)
+    spoken = tf.range(most) < (best.lengths - tf.cast(best.ended, tf.int32))[:, :, tf.newaxis]
+    texts = tf.ensure_shape(served.spelt(tf.where(spoken, best.ids, -1)), [None, size])
     return {
         "generated": texts[:, 0],
-        "score": found.scores[:, 0],
-        "ended": found.ended[:, 0],
+        "score": best.scores[:, 0],
+        "ended": best.ended[:, 0],
         "nbest_generated": texts,
-        "nbest_scores": found.scores,
+        "nbest_scores": best.scores,
     }
 
 
 NEVER = ("[PAD]", "[UNK]", "[CLS]", MASK)
 """Pieces that no target is made of."""
 
-FOUND: dict[str, Callable[[Served, Tensors], Tensors]] = {"fill_mask": filled, "generate": generated}
-"""The tasks whose answers need more than the logits of a text."""
-
-
-# === Windows: logits -> what is merged, and back to logits ===
-
-
-def _logit(scores: Any) -> Any:
-    return ops.log(scores) - ops.log1p(-scores)
-
-
-def _same(values: Any) -> Any:
-    return values
-
-
-MERGED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "classify": (ops.softmax, ops.log),
-    "multilabel": (ops.sigmoid, _logit),
-    "regress": (_same, _same),
+ANSWERING: dict[str, Callable[[Served, Tensors], Tensors]] = {
+    "logits": answered,
+    "words": filled,
+    "search": generated,
 }
-"""Probabilities are merged, not logits; `Head.answer` makes probabilities of their logarithms again."""
+"""How features become an answer, by `Head.answering`."""

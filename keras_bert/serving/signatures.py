@@ -1,6 +1,6 @@
 """The signatures of a SavedModel: how inputs become features, and what is given for them.
 
-`COMMON` holds those of every model, `SIGNATURES` those of a task.
+`COMMON` names those of every model, `Head.signatures` those of a task; `MAKERS` has what the names stand for.
 """
 
 import inspect
@@ -10,9 +10,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_bert.config import WindowConfig
+from keras_bert.config import WindowConfig, choose
 from keras_bert.serving.requests import IDS
 from keras_bert.serving.served import Served, Tensors
+from keras_bert.tasks.head import Head
 from keras_bert.tasks.network import Network
 
 
@@ -154,9 +155,11 @@ def vectors(served: Served, features: Tensors) -> Tensors:
 
 def answer_of_ids(served: Served, features: Tensors) -> Tensors:
     """The answer, and `logits` `[B, n]`, `pooled_output` `[B, D]` for those who go on computing."""
-    encoded = served.encoded(features, "logits", *["pooled"] * hasattr(served.head, "pooler"))
-    further = {"logits": encoded["logits"]} | ({"pooled_output": encoded["pooled"]} if "pooled" in encoded else {})
-    return served.public(features) | further
+    known = served.network.get_concrete_function().structured_outputs
+    names = {"logits": "logits", "pooled_output": "pooled"}
+    further = {ours: name for ours, name in names.items() if name in known}
+    encoded = served.encoded(features, *further.values())
+    return served.public(features) | {ours: encoded[name] for ours, name in further.items()}
 
 
 def logits_of_ids(served: Served, features: Tensors) -> Tensors:
@@ -194,54 +197,44 @@ def tokenize_choices(served: Served, *texts: Any) -> Tensors:
     return {name: tf.reshape(v, tf.concat([shape, tf.shape(v)[1:]], 0)) for name, v in found.items()}
 
 
-COMMON: dict[str, Callable[[Served], Made]] = {
-    "serving_default": strings(Served.answer),
+MAKERS: dict[str, Callable[[Served], Made]] = {
+    "answer": strings(Served.answer),
     "tokenize": strings(tokenize),
+    "tokenize_alone": alone(lambda served, features: tokenize(served, features["strings"])),
+    "tokenize_choices": strings(tokenize_choices),
     "embedding": text(embedding),
-    "token_ids": token_ids(answer_of_ids),
+    "vector": alone(vector),
+    "token_vectors": alone(vectors),
+    "vector_of_ids": token_ids(vector),
+    "answer_of_ids": token_ids(answer_of_ids),
+    "public_of_ids": token_ids(Served.public),
+    "logits_of_ids": token_ids(logits_of_ids),
+    "probabilities": text(only(probabilities="probabilities")),
+    "scores": text(only(probabilities="scores")),
+    "classify": examples(only(classes="labels", scores="scores")),
+    "regress": examples(only(outputs="score")),
 }
-"""The signatures of every model."""
+"""What makes a signature, by the names that `Head.signatures` has."""
 
-SIGNATURES: dict[str, dict[str, Callable[[Served], Made] | None]] = {
-    "classify": {
-        "probabilities": text(only(probabilities="probabilities")),
-        "classify": examples(only(classes="labels", scores="scores")),
-    },
-    "multilabel": {
-        "probabilities": text(only(probabilities="scores")),
-        "classify": examples(only(classes="labels", scores="scores")),
-    },
-    "regress": {"regress": examples(only(outputs="score"))},
-    "choice": {"token_ids": token_ids(logits_of_ids), "tokenize": strings(tokenize_choices), "embedding": None},
-    "similarity": {
-        "embedding": alone(vector),
-        "token_embeddings": alone(vectors),
-        "token_ids": token_ids(vector),
-        "tokenize": alone(lambda served, features: tokenize(served, features["strings"])),
-    },
-    "embed": {
-        "embedding": alone(vector),
-        "token_embeddings": alone(vectors),
-        "token_ids": token_ids(vector),
-    },
-    "tag": {"token_ids": token_ids(logits_of_ids)},
-    "span": {"token_ids": token_ids(logits_of_ids)},
-    "fill_mask": {"token_ids": token_ids(Served.public)},
-    "generate": {"token_ids": token_ids(Served.public)},
+COMMON: dict[str, str] = {
+    "serving_default": "answer",
+    "tokenize": "tokenize",
+    "embedding": "embedding",
+    "token_ids": "answer_of_ids",
 }
-"""The signatures that a task has besides, in its own form, or not (None): a new head adds its row here."""
+"""The signatures of every model, and names of `MAKERS`; `Head.signatures` adds to them."""
 
-TOGETHER: dict[str, Callable[[Served], Made] | None] = {"token_ids": token_ids(Served.public), "embedding": None}
+TOGETHER: dict[str, str | None] = {"token_ids": "public_of_ids", "embedding": None}
 """Those of several models, which have no vector in common."""
 
 
-def table_of(task: str, models: int = 1) -> dict[str, Callable[[Served], Made]]:
-    """The signatures of so many models of a task, by name."""
-    table = COMMON | SIGNATURES.get(task, {}) | (TOGETHER if models > 1 else {})
-    return {name: made for name, made in table.items() if made}
+def table_of(head: Head | type[Head], models: int = 1) -> dict[str, Callable[[Served], Made]]:
+    """The signatures of so many models with a head of this kind, by name."""
+    table = COMMON | dict(head.signatures) | (TOGETHER if models > 1 else {})
+    return {name: choose(MAKERS, made, "signature") for name, made in table.items() if made}
 
 
 def signatures_of(served: Served) -> dict[str, Any]:
-    """Every signature of the task as a `tf.function`, by name."""
-    table = table_of(served.head.config.task, len(served.networks))
+    """Every signature of the model as a `tf.function`, by name."""
+    table = table_of(served.head, len(served.networks))
     return {name: checked(*made(served)) for name, made in table.items()}

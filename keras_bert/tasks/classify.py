@@ -1,21 +1,24 @@
 """One of n labels."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from keras import ops
 
-from keras_bert.config import HeadConfig
+from keras_bert.config import WeightedConfig
 from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
-from keras_bert.tasks import metrics
-from keras_bert.tasks.head import Sentence
+from keras_bert.tasks import divergences, metrics
+from keras_bert.tasks.head import Row, Sentence, plain_value, plain_values
 
 
 class Classify(Sentence):
     """One of n labels: softmax over `[B, n]`; label ids int `[B]` (Devlin et al. 2019, cases 1 and 3)."""
 
     best_metric = "f1"
+    merging = (ops.softmax, ops.log)  # probabilities are averaged; a softmax of their logarithms gives them again
+    signatures: ClassVar[Mapping[str, Any]] = {"probabilities": "probabilities", "classify": "classify"}
 
     def check(self) -> None:
         if len(self.config.labels) < 2:
@@ -26,9 +29,12 @@ class Classify(Sentence):
 
     def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         logits, smoothing = ops.cast(logits, "float32"), self.config.label_smoothing
-        wanted = ops.one_hot(labels, self.width, dtype="float32") * (1.0 - smoothing) + smoothing / self.width
+        target = ops.one_hot(labels, self.width, dtype="float32") * (1.0 - smoothing) + smoothing / self.width
         each = ops.logsumexp(logits, axis=1, keepdims=True) - logits
-        return ops.sum(wanted * self._weights() * each, axis=1)
+        return ops.sum(target * self._weights() * each, axis=1)
+
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        return divergences.categorical(teacher, logits, temperature)
 
     def _weights(self) -> Tensor:
         """What each label counts, float32 `[n]`."""
@@ -46,12 +52,17 @@ class Classify(Sentence):
             "scores": scores,
         }
 
+    def plain(self, row: Row) -> dict[str, Any]:
+        """`label`, `score`, and `scores` from the best to the worst."""
+        scores = zip(plain_value(row["labels"]), plain_value(row["scores"]), strict=True)
+        return plain_values(("label", "score"), row) | {"scores": dict(scores)}
+
     def metrics_of(self, references: Any, answers: dict[str, np.ndarray]) -> dict[str, float]:
         return metrics.classification(references, answers["class_ids"][:, 0], self.width)
 
 
-def cuts(config: HeadConfig) -> np.ndarray:
+def cuts(config: WeightedConfig) -> np.ndarray:
     """What the scores of labels are divided by before the best is chosen, float32 `[n]`: of two labels the last is the
-    answer where its score is above the threshold."""
+    answer if its score is above the threshold."""
     two = (1.0 - config.threshold, config.threshold)
     return np.array(two if len(config.labels) == 2 else (1.0,) * len(config.labels), np.float32)

@@ -1,13 +1,14 @@
-"""How alike two texts are, by the cosine of their vectors: what is to be learnt of pairs, and how well it was.
+"""How similar two texts are, by the cosine of their vectors: what is to be learnt of pairs, and how well it was.
 
 Targets of a pair are float32 `[B, 3]`: a number that equal first texts share, one that equal second texts share, and
 the score, 1 for what means the same; 0 numbers fill up a batch. Vectors of pairs are `[B, 2, E]`.
 
-A bi-encoder reads the two texts apart (Reimers & Gurevych 2019), so that vectors can be kept and searched; where pairs
-are few, a cross-encoder (`regress` on pairs) is more exact.
+A bi-encoder reads the two texts separately (Reimers & Gurevych 2019), so that vectors can be stored and searched; for
+few pairs a cross-encoder (`regress` on pairs) is more exact.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,21 @@ def positive(targets: Tensor) -> Tensor:
     return ops.cast(ops.logical_and(targets[:, 2] >= 0.5, targets[:, 0] > 0), "float32")
 
 
-OBJECTIVES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"ranking": ranking, "scores": scores}
+@dataclass(frozen=True)
+class Objective:
+    """What is learnt of pairs.
+
+    Attributes:
+        loss: targets `[B, 3]`, vectors `[B, 2, E]` and a scale -> `[B]`.
+        ranks: whether pairs are ranked: the loss compares the pairs of a batch and counts those that mean the same, no
+            scores are needed, and the best epoch is the one that finds second texts best.
+    """
+
+    loss: Callable[[Tensor, Tensor, float], Tensor]
+    ranks: bool = False
+
+
+OBJECTIVES: dict[str, Objective] = {"ranking": Objective(ranking, ranks=True), "scores": Objective(scores)}
 
 
 # === Metrics ===

@@ -8,8 +8,8 @@ from keras import ops
 from keras_bert.config import EncoderConfig
 from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
-from keras_bert.tasks import metrics, words
-from keras_bert.tasks.head import Words
+from keras_bert.tasks import divergences, metrics, words
+from keras_bert.tasks.head import Row, Words, plain_value, plain_values
 
 
 class Generate(Words):
@@ -26,6 +26,7 @@ class Generate(Words):
 
     best_metric = "token_accuracy"
     attention_mask = "seq2seq"
+    answering = "search"
 
     def make(self, encoder: EncoderConfig) -> None:
         if encoder.num_segments < 2 or encoder.attention_mask != self.attention_mask:
@@ -38,7 +39,7 @@ class Generate(Words):
     def reserved(self) -> int:
         return self.config.max_target_length
 
-    def reading(self, text: Any) -> Any:
+    def prepare_text(self, text: Any) -> Any:
         return text.before_target(self.config.max_target_length)
 
     def places(self, features: dict[str, Tensor]) -> Tensor:
@@ -51,25 +52,46 @@ class Generate(Words):
         return ops.sum(ops.cast(targets > 0, "float32"), axis=1)
 
     def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        wanted = words.at_target_places(labels, logits, self.config.max_target_length)
+        target = words.at_target_places(labels, logits, self.config.max_target_length)
         logits = ops.cast(logits, "float32")
-        chosen = ops.take_along_axis(logits, ops.expand_dims(ops.maximum(wanted - 1, 0), 2), axis=2)[:, :, 0]
-        return ops.sum(ops.where(wanted > 0, ops.logsumexp(logits, axis=2) - chosen, 0.0), axis=1)
+        chosen = ops.take_along_axis(logits, ops.expand_dims(ops.maximum(target - 1, 0), 2), axis=2)[:, :, 0]
+        return ops.sum(ops.where(target > 0, ops.logsumexp(logits, axis=2) - chosen, 0.0), axis=1)
+
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        wanted = words.at_target_places(targets, logits, self.config.max_target_length)
+        each = divergences.categorical(teacher, logits, temperature)
+        return ops.sum(ops.where(wanted > 0, each, 0.0), axis=1)
 
     def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
-        wanted = words.at_target_places(words.next_tokens(features), logits, self.config.max_target_length)
-        found = ops.cast(ops.top_k(ops.cast(logits, "float32"), 1)[1][:, :, 0], "int32")
-        right = ops.logical_and(wanted > 0, ops.equal(found, wanted - 1))
+        target = words.at_target_places(words.next_tokens(features), logits, self.config.max_target_length)
+        best = ops.cast(ops.top_k(ops.cast(logits, "float32"), 1)[1][:, :, 0], "int32")
+        right = ops.logical_and(target > 0, ops.equal(best, target - 1))
         return {
             "num_right": ops.sum(ops.cast(right, "int32"), axis=1),
-            "num_wanted": ops.sum(ops.cast(wanted > 0, "int32"), axis=1),
+            "num_wanted": ops.sum(ops.cast(target > 0, "int32"), axis=1),
         }
+
+    def plain(self, row: Row) -> dict[str, Any]:
+        """`generated`, its `score`, whether it `ended` by itself, and `nbest` with their scores."""
+        both = zip(plain_value(row["nbest_generated"]), plain_value(row["nbest_scores"]), strict=True)
+        best = [{"generated": text, "score": score} for text, score in both]
+        return plain_values(("generated", "score", "ended"), row) | {"nbest": best}
+
+    def warnings(self, examples: Any, text: Any) -> list[str]:
+        most, targets = self.config.max_target_length, examples.segments[-1]
+        cut = int((text.tokenize(targets).row_lengths() >= most).numpy().sum())
+        said = f"warning: {cut} of {len(targets)} targets have more than {most - 1} tokens and are cut"
+        return [said] if cut else []
+
+    @classmethod
+    def before_evaluation(cls) -> None:
+        metrics.generation_libraries()
 
     def metrics_of(self, references: Any, answers: dict[str, np.ndarray]) -> dict[str, float]:
         if "generated" in answers:
             return metrics.generation(references, [text.decode("utf-8") for text in answers["generated"]])
-        right, wanted = answers["num_right"], answers["num_wanted"]
+        right, total = answers["num_right"], answers["num_wanted"]
         return {
-            "token_accuracy": float(right.sum() / max(wanted.sum(), 1)),
-            "exact_match": float((right == wanted).mean()) if len(right) else 0.0,
+            "token_accuracy": float(right.sum() / max(total.sum(), 1)),
+            "exact_match": float((right == total).mean()) if len(right) else 0.0,
         }

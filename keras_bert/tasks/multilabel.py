@@ -1,14 +1,20 @@
 """Any number of n labels."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from keras import ops
 
 from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
-from keras_bert.tasks import metrics
-from keras_bert.tasks.head import Sentence
+from keras_bert.tasks import divergences, metrics
+from keras_bert.tasks.head import Row, Sentence, plain_value
+
+
+def logit(scores: Tensor) -> Tensor:
+    """The inverse of the sigmoid."""
+    return ops.log(scores) - ops.log1p(-scores)
 
 
 class Multilabel(Sentence):
@@ -16,6 +22,8 @@ class Multilabel(Sentence):
 
     best_metric = "f1"
     label_dtype = "float32"
+    merging = (ops.sigmoid, logit)
+    signatures: ClassVar[Mapping[str, Any]] = {"probabilities": "scores", "classify": "classify"}
 
     def check(self) -> None:
         if not self.config.labels:
@@ -30,6 +38,9 @@ class Multilabel(Sentence):
         each = weights * labels * (low + ops.maximum(-logits, 0.0)) + (1.0 - labels) * (low + ops.maximum(logits, 0.0))
         return ops.mean(each, axis=1)
 
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        return ops.sum(divergences.bernoulli(teacher, logits, temperature), axis=1)
+
     def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
         scores = ops.sigmoid(ops.cast(logits, "float32"))
         ids = ops.broadcast_to(ops.expand_dims(ops.arange(self.width, dtype="int32"), 0), ops.shape(scores))
@@ -38,6 +49,12 @@ class Multilabel(Sentence):
             "scores": scores,
             "active": ops.greater_equal(scores, self.config.threshold),
         }
+
+    def plain(self, row: Row) -> dict[str, Any]:
+        """`labels`, those that are active, and `scores`."""
+        names, scores = plain_value(row["labels"]), plain_value(row["scores"])
+        active = [name for name, on in zip(names, row["active"], strict=True) if on]
+        return {"labels": active, "scores": dict(zip(names, scores, strict=True))}
 
     def metrics_of(self, references: Any, answers: dict[str, np.ndarray]) -> dict[str, float]:
         return metrics.multilabel(references, answers["active"])

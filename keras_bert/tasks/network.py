@@ -67,8 +67,8 @@ class Network(keras.Model):
         if isinstance(features, dict):
             features = {name: as_rows(value) for name, value in features.items()}
         learns = bool(self.encoder.trainable_variables)  # features of a frozen encoder have no dropout
-        found = self.encoder(features, taps=taps, training=training and learns, **options)
-        return found | self.head.beside(features, self.encoder)
+        read = self.encoder(features, taps=taps, training=training and learns, **options)
+        return read | self.head.extra_inputs(features, self.encoder)
 
     def answer(self, features: Any) -> dict[str, Tensor]:
         """What a user gets for these features: the head's answer, without dropout."""

@@ -1,31 +1,56 @@
-"""How alike two texts are."""
+"""How similar two texts are."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from keras import ops
 
+from keras_bert.config import HeadConfig, choose
+from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
-from keras_bert.tasks import cosines, metrics
+from keras_bert.tasks import cosines, divergences, metrics
 from keras_bert.tasks.embed import Embed
+from keras_bert.tasks.head import Row, plain_values
 
 
 class Similarity(Embed):
-    """How alike two texts are: the cosine of their vectors, each text a row of its own; see `similarity`."""
+    """How similar two texts are: the cosine of their vectors, each text a row of its own; see `cosines`."""
 
     label_dtype = "float32"
-    reads = "each"
+    signatures: ClassVar[Mapping[str, Any]] = {**Embed.signatures, "tokenize": "tokenize_alone"}
+
+    @property
+    def objective(self) -> cosines.Objective:
+        """What is learnt; a function alone is the loss of an objective that is judged by scores."""
+        chosen = choose(cosines.OBJECTIVES, self.config.objective or "scores", "objective")
+        return chosen if isinstance(chosen, cosines.Objective) else cosines.Objective(chosen)
 
     @property
     def best_metric(self) -> str:  # type: ignore[override]
-        return "mrr" if self.config.objective == "ranking" else "spearman"
+        return "mrr" if self.objective.ranks else "spearman"
+
+    @property
+    def whole_batch(self) -> bool:
+        return self.objective.ranks
+
+    def config_for(self, labelled: bool) -> HeadConfig:
+        config = self.config
+        if not config.objective:
+            config = dataclasses.replace(config, objective="scores" if labelled else "ranking")
+        elif not labelled and not self.objective.ranks:
+            raise ConfigError(f"objective={config.objective} learns from scores, and there is no column of them")
+        return config
 
     def counts(self, targets: Tensor) -> Tensor:
-        return cosines.positive(targets) if self.config.objective == "ranking" else super().counts(targets)
+        return cosines.positive(targets) if self.objective.ranks else super().counts(targets)
 
     def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        config, vectors = self.config, self.of_pairs(logits)
-        return cosines.OBJECTIVES[config.objective or "scores"](labels, vectors, config.similarity_scale)
+        return self.objective.loss(labels, self.of_pairs(logits), self.config.similarity_scale)
+
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        return ops.mean(divergences.of_vectors(self.of_pairs(teacher), self.of_pairs(logits)), axis=1)
 
     def of_pairs(self, logits: Tensor) -> Tensor:
         """Vectors of rows as those of pairs, float32 `[B, 2, E]`."""
@@ -35,11 +60,16 @@ class Similarity(Embed):
         vectors = self.of_pairs(logits)
         return {"similarity": cosines.cosine(vectors), "embeddings": vectors}
 
+    def plain(self, row: Row) -> dict[str, Any]:
+        """`similarity`, the cosine."""
+        return plain_values(("similarity",), row)
+
     def metrics_of(self, references: Any, answers: dict[str, np.ndarray]) -> dict[str, float]:
-        alike = len(set(references[:, 2].tolist())) < 2  # positives alone correlate with nothing
-        objective, found = self.config.objective, dict[str, float]()
-        if objective == "scores" or not alike:
-            found |= metrics.regression(references[:, 2], answers["similarity"])
-        if objective == "ranking" or alike:
-            found |= cosines.retrieval(references, answers["embeddings"])
-        return found
+        one_score = len(set(references[:, 2].tolist())) < 2  # positives alone correlate with nothing
+        learnt = bool(self.config.objective)  # else all that can be judged is
+        values = dict[str, float]()
+        if (learnt and not self.objective.ranks) or not one_score:
+            values |= metrics.regression(references[:, 2], answers["similarity"])
+        if (learnt and self.objective.ranks) or one_score:
+            values |= cosines.retrieval(references, answers["embeddings"])
+        return values

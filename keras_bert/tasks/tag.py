@@ -1,15 +1,16 @@
 """Entities in a text."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from keras import ops
 
-from keras_bert.config import WindowConfig
+from keras_bert.config import WindowConfig, choose
 from keras_bert.errors import ConfigError
 from keras_bert.model.layers import Tensor
-from keras_bert.tasks import metrics, tagging
-from keras_bert.tasks.head import Head
+from keras_bert.tasks import divergences, metrics, tagging
+from keras_bert.tasks.head import Head, Row, plain_value
 
 
 class Tag(Head):
@@ -19,11 +20,8 @@ class Tag(Head):
     """
 
     best_metric = "f1"
-    located = True
-
-    @property
-    def width(self) -> int:
-        return 1 + 2 * len(self.config.labels)
+    slices = (("start_bytes", "end_bytes", "texts", "starts", "ends"),)
+    signatures: ClassVar[Mapping[str, Any]] = {"token_ids": "logits_of_ids"}
 
     def check(self) -> None:
         if not self.config.labels:
@@ -45,19 +43,30 @@ class Tag(Head):
         each = ops.logsumexp(logits, axis=2) - ops.squeeze(ops.take_along_axis(logits, tags, axis=2), 2)
         return ops.sum(ops.where(labels > 0, each, 0.0), axis=1)
 
+    def divergence(self, teacher: Tensor, logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        each = divergences.categorical(teacher, logits, temperature)
+        return ops.sum(ops.where(targets > 0, each, 0.0), axis=1)
+
     def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
         seen = ops.logical_and(features["begins"], features["best"])
         logits = tagging.by_word(ops.cast(logits, "float32"), seen, features, ops.segment_sum)
         starts = tagging.by_word(features["starts"] + 1, seen, features, ops.segment_sum) - 1
         ends = tagging.by_word(features["ends"], features["starts"] >= 0, features, ops.segment_max)
-        there = starts >= 0
-        tags = ops.where(there, tagging.DECODES[self.config.decode or "argmax"](logits, there), 0)
+        words = starts >= 0
+        decode = choose(tagging.DECODES, self.config.decode or "argmax", "decode")
+        tags = ops.where(words, decode(logits, words), 0)
         shares = ops.take_along_axis(ops.softmax(logits, axis=2), tags[:, :, None], axis=2)[:, :, 0]
         return tagging.entities(tags, shares, starts, ends, self.config.max_entities)
 
+    def plain(self, row: Row) -> dict[str, Any]:
+        """`entities`: what, where, and how sure."""
+        names = ("type", "text", "score", "start", "end", "start_byte", "end_byte")
+        columns = [plain_value(row[f"{name}s"])[: row["num_entities"]] for name in names]
+        return {"entities": [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]}
+
     def metrics_of(self, references: Any, answers: dict[str, np.ndarray]) -> dict[str, float]:
         names = ("start_bytes", "end_bytes", "type_ids")
-        found = np.stack([answers[name] for name in names], axis=2)
+        answered = np.stack([answers[name] for name in names], axis=2)
         return metrics.entities(
-            *([{tuple(e) for e in row.tolist() if e[0] >= 0} for row in of] for of in (references, found))
+            *([{tuple(e) for e in row.tolist() if e[0] >= 0} for row in of] for of in (references, answered))
         )

@@ -96,7 +96,7 @@ class HeadTask(Task):
 class LabelledRows:
     """Labelled texts as distributed batches, for training or for evaluation.
 
-    A row is a text or, for a head that locates something in the text, one window of a text. Training takes windows in
+    A row is a text or, for a head that reads windows, one window of a text. Training takes windows in
     any order, evaluation takes all windows of a text together.
 
     Attributes:
@@ -115,8 +115,8 @@ class LabelledRows:
         self.examples, self.config, self.longest = examples, config, text.config.max_seq_length
         self.owners: np.ndarray | None = None
         self.by_length = by_length
-        if head is None or not head.located:
-            how = "row" if head is None else head.reads
+        if head is None or head.config.reads != "windows":
+            how = "row" if head is None else head.config.reads
             self.lengths = lengths(examples, text, how=how)
             read = tf.function(lambda *segments: text.read(how, *segments), autograph=False)  # traced once
             self.prepare = self.prepare_whole = rows_of(read, head and head.targets)
@@ -267,7 +267,7 @@ def fit(
     best = max(resumed.get("history", []), key=lambda h: h[head.best_metric], default=None)
     if best is not None and keeping.folder is not None:
         load(network, open_checkpoint(keeping.folder))
-        network.head.config = head.tuned(best)
+        network.head.config = head.with_tuned_threshold(best)
     answers: dict[str, np.ndarray] = {}
     best_answers: dict[str, np.ndarray] | None = None
     cut = f" in {len(rows.lengths)} windows" if len(rows.lengths) > len(train) else ""
@@ -275,7 +275,7 @@ def fit(
         f"training on {devices.describe(trainer.strategy)}: {len(train)} rows{cut}, "
         f"{config.num_train_epochs} epochs of {rows.steps} steps, mean length {rows.lengths.mean():.1f} tokens"
     )
-    sample = train.segments[-1 if head.located else 0]
+    sample = train.segments[-1 if head.config.reads == "windows" else 0]
     if reason := misfit(text.vocabulary, sample, text.config.do_lower_case, text.config.flavour):
         say(f"warning: {reason}")
 
@@ -291,7 +291,7 @@ def fit(
         if best is None or record[head.best_metric] > best[head.best_metric]:
             best, best_answers = record, answers
             copy_weights(trainer.network, network)
-            network.head.config = head.tuned(record)
+            network.head.config = head.with_tuned_threshold(record)
             if save_best and devices.worker(trainer.strategy)[0] == 0:
                 save_best(network, record)
 

@@ -490,7 +490,7 @@ HF_FAULTS = {
     "more segments": (lambda d: change(d, type_vocab_size=3), r"segments/embeddings is \(3, 16\)"),
     "heads that do not divide": (
         lambda d: change(d, num_attention_heads=3),
-        "config.json: hidden_dim 16 is not a multiple of num_heads 3$",
+        "config.json: hidden_dim 16 is not a multiple of num_heads 3, and there is no head_dim$",
     ),
     "a number as text": (
         lambda d: change(d, hidden_size="16"),

@@ -31,9 +31,9 @@ from keras_bert.data.labels import label_weights, learnt_head
 from keras_bert.data.splits import folds
 from keras_bert.data.tables import Table
 from keras_bert.errors import ConfigError
-from keras_bert.report.predictions import by_label
 from keras_bert.tasks import metrics
 from keras_bert.tasks.network import HEADS
+from keras_bert.tasks.scores import Scores
 from keras_bert.training import optimizers
 from keras_bert.training.finetune import fit
 from keras_bert.training.loop import Keeping
@@ -42,6 +42,8 @@ RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0, 2, (50, 4)).astype(np.float32)
 IDS, MANY = RANDOM.integers(0, 4, 50), (RANDOM.random((50, 4)) < 0.4).astype(np.float32)
 WEIGHTS = (0.5, 2.0, 1.0, 7.25)
+by_label = Scores(HeadConfig()).of_answers
+"""Answers of a model -> scores in the order of the labels."""
 TORCH = "losses are compared with PyTorch's (pip install torch)"
 
 

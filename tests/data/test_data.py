@@ -15,9 +15,10 @@ from conftest import WORDS, shared
 
 import keras_bert
 from keras_bert import Text, TextConfig
-from keras_bert.config import DataConfig
+from keras_bert.config import TASKS, DataConfig, HeadConfig
 from keras_bert.data.batches import Examples, batches_at_random, batches_in_order, dataset, lengths, rows_of
-from keras_bert.data.labels import encode_labels, find_labels, find_multilabels
+from keras_bert.data.labels import find_labels, find_multilabels
+from keras_bert.data.source import source_of
 from keras_bert.data.splits import hold_out, split
 from keras_bert.data.tables import Table, find, read
 from keras_bert.errors import DataError
@@ -323,6 +324,14 @@ def test_find_multilabels():
         find_multilabels(labelled("", " , "), "label")
 
 
+def encode_labels(rows, task, labels):
+    """The labels of the examples that the source of a task makes of rows."""
+    config = HeadConfig(task=task, labels=tuple(labels))
+    encoded, references = source_of(config).encode(rows, DataConfig(), config, None)
+    assert references is None
+    return encoded
+
+
 @pytest.mark.parametrize(
     ("task", "labels", "values", "encoded", "kind"),
     [
@@ -334,7 +343,7 @@ def test_find_multilabels():
     ],
 )
 def test_encode_labels(task, labels, values, encoded, kind):
-    found = encode_labels(labelled(*values), "label", task, labels)
+    found = encode_labels(labelled(*values), task, labels)
     assert found.dtype == kind
     np.testing.assert_array_equal(found, np.array(encoded, kind), strict=True)
 
@@ -353,13 +362,13 @@ def test_encode_labels(task, labels, values, encoded, kind):
 def test_a_label_that_cannot_be_encoded_is_refused_with_its_line(task, value, message):
     rows = labelled("1" if task == "regress" else "no", value)
     with pytest.raises(DataError) as caught:
-        encode_labels(rows, "label", task, ("no", "yes"))
+        encode_labels(rows, task, ("no", "yes") if task != "regress" else ())
     assert str(caught.value).startswith(f"train.csv, line 3: {message}")
 
 
 def test_many_labels_are_not_all_listed():
     with pytest.raises(DataError, match=r"'label9'\] and 15 more of training"):
-        encode_labels(labelled("x"), "label", "classify", [f"label{i}" for i in range(25)])
+        encode_labels(labelled("x"), "classify", [f"label{i}" for i in range(25)])
 
 
 # === Splits ===
@@ -403,28 +412,28 @@ def table(texts, labels, pairs=None) -> Table:
 def test_hold_out_keeps_equal_texts_together():
     texts = [f"text {i // 4}" for i in range(200)]
     texts[1::4] = [f"  TEXT {i // 4} " for i in range(1, 200, 4)]  # equal but for case and spaces
-    kept, held = hold_out(table(texts, ["0", "1"] * 100), DataConfig(), "classify", 0.1, 1)
+    kept, held = hold_out(table(texts, ["0", "1"] * 100), DataConfig(), source_of(TASKS["classify"]), 0.1, 1)
     assert len(held) == 20
     assert not {i // 4 for i in kept} & {i // 4 for i in held}
 
 
 def test_hold_out_of_pairs_looks_at_both_texts():
     rows = table(["same"] * 40, ["0", "1"] * 20, [f"second {i // 2}" for i in range(40)])
-    kept, held = hold_out(rows, DataConfig(text_pair_column="pair"), "classify", 0.1, 1)
+    kept, held = hold_out(rows, DataConfig(text_pair_column="pair"), source_of(TASKS["classify"]), 0.1, 1)
     assert len(held) == 4
     assert not {i // 2 for i in kept} & {i // 2 for i in held}
 
 
 def test_hold_out_does_not_stratify_numbers():
     rows = table([f"text {i}" for i in range(20)], [str(i / 7) for i in range(20)])
-    kept, held = hold_out(rows, DataConfig(), "regress", 0.1, 1)
+    kept, held = hold_out(rows, DataConfig(), source_of(TASKS["regress"]), 0.1, 1)
     assert (len(kept), len(held)) == (18, 2)
 
 
 @pytest.mark.parametrize("texts", [["a", "b", "c"], ["a"] * 100])
 def test_too_few_rows_to_hold_out_are_refused(texts):
     with pytest.raises(DataError, match=rf"\d+ rows are too few to hold out 10% .* {len({*texts})} differ"):
-        hold_out(table(texts, ["0"] * len(texts)), DataConfig(), "classify", 0.1, 1)
+        hold_out(table(texts, ["0"] * len(texts)), DataConfig(), source_of(TASKS["classify"]), 0.1, 1)
 
 
 # === Batches ===

@@ -14,7 +14,7 @@ from keras_bert.config import DataConfig
 from keras_bert.data.entities import encode_entities, find_types
 from keras_bert.data.faults import Reading
 from keras_bert.data.questions import encode_answers
-from keras_bert.data.readers import read_labelled
+from keras_bert.data.source import read_labelled
 from keras_bert.data.tables import Table
 from keras_bert.errors import ConfigError, DataError
 

@@ -6,14 +6,13 @@ import each_head
 import pytest
 from conftest import TINY
 
-from keras_bert.config import SIZES, EncoderConfig, HeadConfig
+from keras_bert.config import SIZES, TASKS, EncoderConfig, HeadConfig
 from keras_bert.errors import ConfigError
 from keras_bert.model.encoder import Encoder
 from keras_bert.model.positions import POSITIONS
-from keras_bert.model.shapes import HEADS as SHAPES_OF_HEADS
-from keras_bert.model.shapes import PARTS, count, parts, shapes, with_pretraining
+from keras_bert.model.shapes import FORMS, PARTS, count, parts, shapes, with_pretraining
 from keras_bert.pretrain.objectives import PretrainNetwork
-from keras_bert.tasks.network import HEADS, Network
+from keras_bert.tasks.network import Network
 
 FOUR = EncoderConfig(**each_head.ENCODER)
 ENCODERS = {
@@ -43,8 +42,8 @@ def test_a_network_has_these_weights(size, name):
     )
 
 
-def test_every_task_has_its_row():
-    assert set(SHAPES_OF_HEADS) == set(HEADS)
+def test_every_form_of_head_is_that_of_a_task():
+    assert {kind.form for kind in TASKS.values()} == set(FORMS)
 
 
 @pytest.mark.parametrize("pooling", ["", "cls", "mean", "max"])

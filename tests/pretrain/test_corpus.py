@@ -16,9 +16,9 @@ from odd_text import NAUGHTY, VOCABULARIES, udhr, vocabulary
 from keras_bert.config import CorpusConfig
 from keras_bert.errors import ConfigError, DataError
 from keras_bert.pretrain import corpus, documents
-from keras_bert.pretrain.corpus import Tokenizer, build
+from keras_bert.pretrain.corpus import SentenceTokenizer, build
 from keras_bert.pretrain.documents import lines, paragraphs, punctuation, share
-from keras_bert.pretrain.pairs import CLASSES, PAIRS
+from keras_bert.pretrain.pairs import PAIRS
 from keras_bert.pretrain.reader import Corpus
 from keras_bert.text.wordpiece import WordPiece
 
@@ -155,7 +155,7 @@ def test_rows_have_true_labels_and_fit(desk, tmp_path, pairs):
     own = {d: set() for d in range(DOCUMENTS)}
     rows, labels = segments(tmp_path / "c")
     for row, label in zip(rows, labels, strict=True):
-        assert len(row) == (2 if CLASSES[pairs] else 1)
+        assert len(row) == PAIRS[pairs].segments
         assert sum(map(len, row)) + 1 + len(row) <= 32
         of = [{token - first for token in segment if first <= token < last} for segment in row]
         assert all(len(found) <= 1 for found in of)
@@ -165,13 +165,13 @@ def test_rows_have_true_labels_and_fit(desk, tmp_path, pairs):
         for document in chain(*of):
             own[document].add(label)
     assert all(own.values())
-    assert set(labels) == (set(range(CLASSES[pairs])) or {-1})
+    assert set(labels) == (set(range(PAIRS[pairs].classes)) or {-1})
 
 
 def test_rows_without_pairs_hold_the_text(desk, tmp_path):
     make(desk, tmp_path / "c", pairs="none", num_shards=5)
     rows, _ = segments(tmp_path / "c")
-    tokenizer = Tokenizer(str(desk / "vocab.txt"), True, "original")
+    tokenizer = SentenceTokenizer(str(desk / "vocab.txt"), True, "original")
     expected = [tokenizer(line) for line in (desk / "a.txt").read_text().split("\n")]
     assert list(chain(*(row[0] for row in rows))) == list(chain(*expected))
 
@@ -318,7 +318,7 @@ def test_beam_makes_the_same_corpus(desk, tmp_path):
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_remembered_words_give_the_ids_of_the_original(name):
     vocab, lower = str(shared(f"data/vocab/{name}/vocab.txt")), VOCABULARIES[name]
-    tokenizer, wordpiece = Tokenizer(vocab, lower, "original"), WordPiece(vocabulary(name), lower)
+    tokenizer, wordpiece = SentenceTokenizer(vocab, lower, "original"), WordPiece(vocabulary(name), lower)
     tokenizer.chunks.limit = 50
     for text in [*NAUGHTY, *udhr()[::7]] * 2:
         assert tokenizer(text) == wordpiece.tokenize(text).ids

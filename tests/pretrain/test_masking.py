@@ -267,12 +267,27 @@ def test_a_vocabulary_without_the_mask_token_is_refused():
         ({"max_predictions_per_seq": -1}, "max_predictions_per_seq"),
         ({"keep_share": 0.2}, "add up to 1"),
         ({"mask_share": 1.1, "random_share": -0.1, "keep_share": 0.0}, "add up to 1"),
-        ({"mask_unit": "letter"}, "mask_unit"),
+        ({"replacements": "mask:0.2"}, "replacements names mask, which has a setting of its own"),
+        ({"replacements": "similar"}, "replacements must be NAME:WEIGHT"),
+        ({"replacements": "similar:0.1,similar:0.1"}, "replacements names similar twice"),
+        ({"replacements": "similar:0.1"}, "add up to 1, got 0.8 \\+ 0.1 \\+ 0.1 \\+ 0.1"),
     ],
 )
 def test_settings_out_of_range_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         MaskingConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mask_unit": "letter"}, "unknown mask_unit 'letter'; choose one of token, whole_word, span"),
+        ({"replacements": "gone:0.1", "keep_share": 0.0}, "unknown replacement 'gone'; choose one of mask, random"),
+    ],
+)
+def test_names_in_no_table_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        Masking(MaskingConfig(**values), VOCABULARY, 0)
 
 
 # === On what it depends ===

@@ -195,7 +195,9 @@ def test_only_masked_positions_reach_the_vocabulary_and_nothing_is_lost():
     logits = network(batch)["masked_lm"]
     assert logits.shape == (3, 20, TINY.vocab_size)
     hidden = network.encoder(features_of(batch))["sequence"]
-    everywhere = network.head.masked_lm(hidden, network.encoder.tokens.embeddings)
+    places = np.tile(np.arange(hidden.shape[1]), (len(hidden), 1))
+    objective = network.head.objectives["masked_lm"]
+    everywhere = objective({"sequence": hidden}, encoder=network.encoder, batch={"masked_positions": places})
     expected = tf.gather(everywhere, batch["masked_positions"], batch_dims=1)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
@@ -216,7 +218,8 @@ def test_the_table_learns_by_both_of_its_paths():
         with tf.GradientTape() as tape:
             hidden = network.encoder(features_of(batch))["sequence"]
             hidden = hidden if hidden_too else tf.stop_gradient(hidden)
-            logits = network.head(hidden, network.encoder.tokens.embeddings, batch)["masked_lm"]
+            taps = {"sequence": hidden}
+            logits = network.head(taps, encoder=network.encoder, batch=batch)["masked_lm"]
             loss, _ = task.objectives["masked_lm"].sums(batch, logits)
         return tf.convert_to_tensor(tape.gradient(loss, table)).numpy()
 
@@ -298,7 +301,8 @@ def sample():
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_combined_loss_equals_a_hand_computed_value(reduction):
     batch, vocabulary = sample()
-    network = checks.randomize(PretrainNetwork(dataclasses.replace(CALM, vocab_size=len(vocabulary))))
+    shape = dataclasses.replace(CALM, vocab_size=len(vocabulary))
+    network = checks.randomize(PretrainNetwork(shape, reduction=reduction))
     logits = {name: np.asarray(value, "float64") for name, value in network(batch).items()}
 
     def surprise(scores, label):
@@ -310,11 +314,11 @@ def test_the_combined_loss_equals_a_hand_computed_value(reduction):
         "mean": (words[0][0] + words[0][1] + words[1][0] + words[1][1]) / 4 + (pairs[0] + pairs[1]) / 2,
         "sum": (words[0][0] + words[0][1] + pairs[0] + words[1][0] + words[1][1] + pairs[1]) / 2,
     }
-    task = PretrainTask(network, reduction=reduction)
+    task = PretrainTask(network)
     assert total(task, batch) == pytest.approx(by_hand[reduction], rel=1e-5)
     halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 1), slice(1, 2))]
     assert total(task, *halves) == pytest.approx(by_hand[reduction], rel=1e-5)
-    doubled = PretrainTask(network, {"next_sentence": 2.0}, reduction)
+    doubled = PretrainTask(network, {"next_sentence": 2.0})
     assert total(doubled, batch) == pytest.approx(by_hand[reduction] + sum(pairs) / 2, rel=1e-5)
 
 
@@ -387,7 +391,7 @@ def test_steps_down_the_gradient_lower_the_loss():
 
 def test_wrong_names_are_refused():
     with pytest.raises(ConfigError, match="reduction"):
-        PretrainTask(PretrainNetwork(TINY), reduction="median")
+        PretrainNetwork(TINY, reduction="median")
     with pytest.raises(ConfigError, match="next_sentence"):
         PretrainTask(PretrainNetwork(TINY, pair_classes=0), {"next_sentence": 2.0})
 

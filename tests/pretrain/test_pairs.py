@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_bert.cli.flags import names_in
 from keras_bert.config import CorpusConfig
-from keras_bert.pretrain.pairs import CLASSES, PAIRS, original_next_sentence, room_of, rows
+from keras_bert.pretrain.pairs import PAIRS, original_next_sentence, rows
 
 ROOM = 61
 
@@ -32,7 +33,7 @@ def draw(name: str, short: float = 0.1, seed: int = 1, everything: list[list[lis
         def other(own=d):
             return everything[rng.choice([i for i in range(len(everything)) if i != own])]
 
-        found += [(d, row) for row in rows(document, PAIRS[name], other, ROOM, short, rng)]
+        found += [(d, row) for row in rows(document, PAIRS[name].draw, other, ROOM, short, rng)]
     return found
 
 
@@ -52,9 +53,9 @@ def within_three_sigma(labels: list[int], label: int, share: float) -> bool:
 
 def test_the_names_are_those_of_the_flag():
     field = CorpusConfig.__dataclass_fields__["pairs"]
-    assert set(field.metadata["choices"]) == set(PAIRS) == set(CLASSES)
-    assert room_of("none", 128) == 126
-    assert room_of("next_sentence", 128) == 125
+    assert names_in(field.metadata["choices"], field.default) == list(PAIRS)
+    assert PAIRS["none"].room(128) == 126
+    assert PAIRS["next_sentence"].room(128) == 125
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -66,11 +67,11 @@ def test_rows_fit_and_hold_tokens_of_one_document_each(name, seed, lengths):
         for d, document in enumerate(lengths)
     ]
     for d, row in draw(name, 0.5, seed, documents):
-        assert len(row.segments) == (2 if CLASSES[name] else 1)
+        assert len(row.segments) == PAIRS[name].segments
         assert all(row.segments)
         assert len(row.segments) == 1 or sum(map(len, row.segments)) <= ROOM
         assert d in {document_of(segment) for segment in row.segments}
-        assert row.label in range(CLASSES[name]) or (name == "none" and row.label == -1)
+        assert row.label in range(PAIRS[name].classes) or (name == "none" and row.label == -1)
 
 
 def test_half_of_the_next_sentences_are_true():

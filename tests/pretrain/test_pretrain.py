@@ -24,7 +24,7 @@ from keras_bert.config import SIZES, MaskingConfig, OptimizerConfig, TrainConfig
 from keras_bert.files import sha256
 from keras_bert.pretrain.objectives import PretrainNetwork
 from keras_bert.pretrain.reader import Corpus
-from keras_bert.pretrain.run import Pretraining, Rows
+from keras_bert.pretrain.run import CorpusBatches, Pretraining
 from keras_bert.training.step import Trainer
 
 SHORT = ["--num_train_steps=6", "--eval_steps=3", "--max_eval_steps=2", "--train_batch_size=8", "--eval_batch_size=8"]
@@ -156,7 +156,7 @@ def test_static_and_dynamic_rows_have_the_same_form(folder, tmp_path):
     assert main(["corpus", *flags, "--format=static", "--max_seq_length=16", "--max_predictions_per_seq=3"]) == 0
     batches = []
     for place in (tmp_path / "static", folder / "short"):
-        rows = Rows(Corpus.open(place), WORDS, MaskingConfig(max_predictions_per_seq=3), TrainConfig(), 16)
+        rows = CorpusBatches(Corpus.open(place), WORDS, MaskingConfig(max_predictions_per_seq=3), TrainConfig(), 16)
         records, epochs, indices = next(rows.corpus.batches(4, 1))
         batches.append(rows.features(tf.constant(records), epochs, indices, fixed=True))
     specs = [{name: (t.dtype, t.shape) for name, t in batch.items()} for batch in batches]
@@ -170,7 +170,7 @@ def test_packed_rows_give_the_same_losses(folder):
     trainer = Trainer(lambda policy: Pretraining(PretrainNetwork(shape, 2)), network, OptimizerConfig(), config, 1)
     found, sizes = [], []
     for packed in (False, True):
-        rows = Rows(corpus, WORDS, MaskingConfig(), config, 32, packed)
+        rows = CorpusBatches(corpus, WORDS, MaskingConfig(), config, 32, packed)
         sizes.append(sum(len(batch["token_ids"]) for batch in rows.evaluation(trainer, 16, 136)))
         trainer._steps.pop("evaluate", None)  # other features, another graph
         found.append(trainer.evaluate(rows.evaluation(trainer, 16, 136))[0].means())
@@ -179,7 +179,7 @@ def test_packed_rows_give_the_same_losses(folder):
 
 
 def test_masks_of_training_change_with_the_epoch_and_those_of_evaluation_do_not(folder):
-    rows = Rows(Corpus.open(folder / "short"), WORDS, MaskingConfig(), TrainConfig(), 16)
+    rows = CorpusBatches(Corpus.open(folder / "short"), WORDS, MaskingConfig(), TrainConfig(), 16)
     (records, _, indices) = next(rows.corpus.in_order(32))
     first, again, second = (
         rows.features(tf.constant(records), np.full(len(indices), epoch), indices)["token_ids"].numpy()

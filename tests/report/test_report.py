@@ -87,8 +87,10 @@ class Page(HTMLParser):
 
 # === Predictions ===
 
+SCORED = ("classify", "multilabel", "regress")
 
-@pytest.mark.parametrize("task", predictions.SCORED)
+
+@pytest.mark.parametrize("task", SCORED)
 def test_predictions_survive_their_file_to_the_bit(task, tmp_path):
     found = scored(task, NASTY if task != "regress" else ())
     predictions.write(tmp_path, found)
@@ -125,7 +127,7 @@ def test_what_is_decided_is_what_the_head_answers(task, labels, threshold):
     if task == "classify":
         np.testing.assert_array_equal(np.asarray(answer["class_id"]), decided)
         np.testing.assert_allclose(
-            predictions.by_label({k: np.asarray(v) for k, v in answer.items()}), found.scores, atol=1e-6
+            found.kind.of_answers({k: np.asarray(v) for k, v in answer.items()}), found.scores, atol=1e-6
         )
         np.testing.assert_allclose(np.asarray(answer["score"]), found.scores[np.arange(300), decided], atol=1e-6)
     if len(labels) == 2:
@@ -135,7 +137,7 @@ def test_what_is_decided_is_what_the_head_answers(task, labels, threshold):
 # === The page ===
 
 
-@pytest.mark.parametrize("task", predictions.SCORED)
+@pytest.mark.parametrize("task", SCORED)
 def test_the_page_says_what_the_predictions_say_and_needs_nothing_else(task, tmp_path):
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (pip install matplotlib)")
     labels = NASTY if task != "regress" else ()

@@ -17,7 +17,6 @@ import tempfile
 import threading
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -635,9 +634,8 @@ def bert():
 
 
 def test_windows_of_a_task_that_cannot_merge_them_are_refused(bert):
-    head = SimpleNamespace(config=SimpleNamespace(task="rank"), located=False, reading=lambda text: text)
-    network = SimpleNamespace(head=head)
-    with pytest.raises(ConfigError, match="unknown task with windows 'rank'; choose one of classify"):
+    network = Network(TINY, HeadConfig(task="choice"))
+    with pytest.raises(ConfigError, match="unknown task with windows 'choice'; choose one of classify"):
         Served(bert.text, network, False, WINDOWS)
 
 

@@ -18,7 +18,7 @@ from keras_bert.checkpoints.checkpoints import load, open_checkpoint
 from keras_bert.config import DataConfig, HeadConfig, OptimizerConfig, TextConfig, TrainConfig
 from keras_bert.data.batches import filled
 from keras_bert.data.faults import Reading
-from keras_bert.data.readers import read_labelled
+from keras_bert.data.source import read_labelled
 from keras_bert.errors import ConfigError, DataError
 from keras_bert.serving import golden
 from keras_bert.tasks.choice import Choice

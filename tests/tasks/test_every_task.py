@@ -13,7 +13,7 @@ from checks import randomize
 from conftest import TINY, WORDS
 
 from keras_bert.bert import Bert
-from keras_bert.config import PAIRED, DataConfig, TextConfig
+from keras_bert.config import TASKS, DataConfig, TextConfig
 from keras_bert.data.batches import encoded, filled
 from keras_bert.tasks.network import HEADS, Network
 from keras_bert.text.text import Text
@@ -34,7 +34,7 @@ def make(task):
     encoder = dataclasses.replace(TINY, attention_mask="seq2seq" if task == "generate" else TINY.attention_mask)
     mask = {"mask_token_id": WORDS.index("[MASK]")} if task == "fill_mask" else {}
     head = dataclasses.replace(each_head.HEADS[task], **mask)
-    data = DataConfig(text_pair_column="text_pair" if task in PAIRED else "")
+    data = DataConfig(text_pair_column="text_pair" if TASKS[task].paired else "")
     network = randomize(Network(encoder, head), seed=3)
     return Bert(Text(WORDS, TextConfig(max_seq_length=24)), network, data)
 
@@ -45,7 +45,7 @@ def asked(bert, rows, *, beside=False):
     for column, long in zip(columns, (LONG, LONG, [LONG, "a"]), strict=True):
         column += [long] * beside
     texts, pairs, choices = columns
-    return texts, pairs if bert.pair else None, choices if bert.network.head.reads == "choices" else None
+    return texts, pairs if bert.pair else None, choices if bert.head.config.reads == "choices" else None
 
 
 def arrays(bert, rows, **how):

@@ -72,7 +72,7 @@ def test_what_is_told_from_where_by_hand():
 
 def test_the_loss_and_what_is_right_by_hand():
     bert = make(most=4)
-    features = bert.network.head.reading(bert.text)(["a b", "c"], ["d", "e f"])
+    features = bert.network.head.prepare_text(bert.text)(["a b", "c"], ["d", "e f"])
     given = {name: features[name] for name in ("token_ids", "segment_ids", "padding_mask")}
     head, logits = bert.network.head, np.array(bert.network(given))
     targets = head.targets(np.zeros(2, "int32"), given)
@@ -334,7 +334,7 @@ def test_the_exported_model_answers_as_predict(trained, tmp_path):
     found, wanted = fresh(folder, texts), bert.arrays(texts)
     checks.assert_same(found, wanted)
     model = tf.saved_model.load(str(folder))
-    row = bert.network.head.reading(bert.text)(texts[:4])
+    row = bert.network.head.prepare_text(bert.text)(texts[:4])
     names = ("input_word_ids", "input_mask", "input_type_ids")
     values = (tf.cast(row[n], tf.int32) for n in ("token_ids", "padding_mask", "segment_ids"))
     of_ids = model.signatures["token_ids"](**dict(zip(names, values, strict=True)))

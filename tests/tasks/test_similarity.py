@@ -19,7 +19,7 @@ from keras_bert.bert import Bert
 from keras_bert.config import DataConfig, HeadConfig, OptimizerConfig, TrainConfig
 from keras_bert.data.faults import Reading
 from keras_bert.data.pairs import encode_pairs
-from keras_bert.data.readers import read_labelled
+from keras_bert.data.source import read_labelled
 from keras_bert.errors import ConfigError, DataError
 from keras_bert.serving import golden
 from keras_bert.tasks import cosines

@@ -16,7 +16,6 @@ from conftest import TINY, WORDS
 from keras_bert.bert import Bert
 from keras_bert.config import HeadConfig, OptimizerConfig, TextConfig, TrainConfig, WindowConfig
 from keras_bert.tasks import metrics, spans
-from keras_bert.tasks.answers import squad_files
 from keras_bert.tasks.network import Network
 from keras_bert.tasks.span import Span
 from keras_bert.text.text import Text
@@ -301,7 +300,7 @@ def test_files_of_squad():
         {"answer": "", "nbest": best, "null_score_diff": 1.5},
         {"answer": "", "nbest": [], "null_score_diff": 9.0},
     ]
-    files = squad_files(["x", "y"], answers, negative=True)
+    files = Network(TINY, HeadConfig(task="span", version_2_with_negative=True)).head.files(["x", "y"], answers)
     assert files["predictions.json"] == {"x": "", "y": ""}
     assert files["null_odds.json"] == {"x": 1.5, "y": 9.0}
     assert files["nbest_predictions.json"] == {

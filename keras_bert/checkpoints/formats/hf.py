@@ -26,10 +26,9 @@ from keras_bert.checkpoints.formats.settings import (
 )
 from keras_bert.checkpoints.formats.table import ORIGINAL, Names, Stored, Transform, same, to_theirs, transpose
 from keras_bert.checkpoints.formats.torch_file import read_torch
-from keras_bert.config import HeadConfig
-from keras_bert.errors import CheckpointError
+from keras_bert.config import TASKS, HeadConfig, tasks_with
+from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.rules import Rules
-from keras_bert.tags import tags_of, types_of
 
 CONFIG_FILE, TOKENIZER_FILE, TORCH_FILE = "config.json", "tokenizer_config.json", "pytorch_model.bin"
 GELU, FLAVOUR = "gelu", "hf"
@@ -56,21 +55,6 @@ TABLE = Names(
     },
 )
 
-ARCHITECTURES = {
-    "classify": "BertForSequenceClassification",
-    "multilabel": "BertForSequenceClassification",
-    "regress": "BertForSequenceClassification",
-    "choice": "BertForMultipleChoice",
-    "tag": "BertForTokenClassification",
-    "span": "BertForQuestionAnswering",
-}
-"""Task -> the class of transformers that computes it."""
-
-PROBLEMS = {
-    "multilabel": "multi_label_classification",
-    "regress": "regression",
-    "classify": "single_label_classification",
-}
 ANEW = ("architectures", "transformers_version", "torch_dtype", "dtype")
 OF_THE_HEAD = ("problem_type", "id2label", "label2id", "num_labels", "_num_labels", "classifier_dropout")
 """Keys that are written from what the model is, not from where it came from."""
@@ -152,7 +136,7 @@ def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> tuple[HeadConfi
     """
     names = raw.get("architectures")
     name = names[0] if isinstance(names, list) and names else ""
-    tasks = [task for task, architecture in ARCHITECTURES.items() if architecture == name]
+    tasks = tasks_with(architecture=name) if name else []
     if not tasks:
         return None, (), ""
     table = raw.get("id2label")
@@ -163,10 +147,10 @@ def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> tuple[HeadConfi
         raise CheckpointError(f"{file}: id2label must name the labels 0 to n - 1, got {str(table)[:80]}")
     labels = tuple(str(table[str(i)]) for i in range(len(table)))
     problem = raw.get("problem_type")
-    if len(tasks) == 1:
+    known = {TASKS[one].problem_type: one for one in reversed(tasks)}
+    if len(known) == 1:
         task = tasks[0]
     elif problem is not None:
-        known = {theirs: ours for ours, theirs in PROBLEMS.items()}
         if problem not in known:
             raise CheckpointError(f"{file}: problem_type {problem!r}; it can be one of {', '.join(known)}")
         task = known[problem]
@@ -174,18 +158,14 @@ def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> tuple[HeadConfi
         task = "regress" if len(labels) == 1 else "classify"
     if task == "regress" and len(labels) != 1:
         raise CheckpointError(f"{file}: problem_type regression with {len(labels)} labels; only one is supported")
-    order: tuple[int, ...] = ()
-    if task == "tag":
-        types, order = types_of(labels)
-        if not types:
-            wanted = "O with a B-TYPE and an I-TYPE for each type, which a head for tag needs"
-            reason = f"{file.name}: labels {some(labels, 5)} are not {wanted}"
-            return None, (), f"{reason}; --drop='classifier.*' leaves the head out"
-        labels = types
+    try:
+        labels, order = TASKS[task].labels_of(labels)
+    except ConfigError as error:
+        return None, (), f"{file.name}: labels {some(labels, 5)} {error}; --drop='classifier.*' leaves the head out"
     rate = raw.get("classifier_dropout")
     values = {
         "task": task,
-        "labels": labels if task in ("classify", "multilabel", "tag") else (),
+        "labels": labels,
         "dropout": dropout if rate is None else rate,
     }
     return build(HeadConfig, values, file), order, ""
@@ -226,8 +206,8 @@ def write(path: Path, contents: Contents, weights: Mapping[str, np.ndarray]) -> 
 
 def _config(contents: Contents, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
     head = contents.head
-    if head is not None and head.task in ARCHITECTURES:
-        name = ARCHITECTURES[head.task]
+    if head is not None and head.architecture:
+        name = head.architecture
     elif "head/masked_lm/bias" in weights:
         name = "BertForPreTraining" if "head/next_sentence/bias" in weights else "BertForMaskedLM"
     else:
@@ -239,16 +219,15 @@ def _config(contents: Contents, weights: Mapping[str, np.ndarray]) -> dict[str, 
         **encoder_keys(contents.encoder, GELU),
         "position_embedding_type": "absolute",
     }
-    if head is not None and head.task in ARCHITECTURES:
-        labels = tags_of(head.labels) if head.task == "tag" else head.labels
-        labels = labels or tuple(f"LABEL_{i}" for i in range(2 if head.task == "span" else 1))
+    if head is not None and head.architecture:
+        labels = head.logit_labels or tuple(f"LABEL_{i}" for i in range(head.width))
         config |= {
             "id2label": {str(i): label for i, label in enumerate(labels)},
             "label2id": {label: i for i, label in enumerate(labels)},
             "classifier_dropout": head.dropout,
         }
-        if head.task in PROBLEMS:
-            config["problem_type"] = PROBLEMS[head.task]
+        if head.problem_type:
+            config["problem_type"] = head.problem_type
     return contents.origin("hf", CONFIG_FILE) | config
 
 

@@ -50,7 +50,6 @@ TOKENIZER_ONLY: dict[str, tuple[Any, ...]] = {
     "oov_token": ("[UNK]",),
     "split_on_cjk": (True,),
 }
-CLASSIFIERS = ("classify", "multilabel", "regress")
 TASKS = {"BertTextClassifier": "logits", "BertMaskedLM": "masked_lm"}
 
 
@@ -164,7 +163,7 @@ def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
 
 def holds(contents: Contents, parts: set[str]) -> set[str]:
     """A preset has one task: the classifier where there is one, else the masked language model."""
-    classifier = contents.head is not None and contents.head.task in CLASSIFIERS
+    classifier = contents.head is not None and bool(contents.head.scores)
     return parts & {"encoder", "pooler", "logits" if classifier and "logits" in parts else "masked_lm"}
 
 
