@@ -1,11 +1,11 @@
 """Shared parts of the tests: real data where it is, and a tiny model everywhere."""
 
+import functools
 import importlib.util
-import multiprocessing.process
 import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,23 +28,32 @@ def two_devices(tf) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="skip a test once it starts a process or writes a SavedModel")
+    parser.addoption("--quick", action="store_true", help="skip a test once it begins what is LONG")
+
+
+LONG = {
+    "subprocess": ("Popen.__init__", "it starts a process"),
+    "multiprocessing.process": ("BaseProcess.start", "it starts a process"),
+    "tensorflow": ("saved_model.save", "it writes a SavedModel"),
+    "keras_bert.portable.lite": ("_converted", "it writes a TFLite model"),
+    "keras_bert.training.step": ("Trainer.__init__", "it trains"),
+    "keras_bert.bert": ("Bert._asked", "it asks a whole model"),
+}
+"""Modules, and what in them takes long by its nature."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick(pytestconfig: pytest.Config) -> Iterator[None]:
-    """With --quick, whatever takes long by its nature is where a test, or a fixture and all its tests, is skipped."""
+    """With --quick, a test, or a fixture with all its tests, is skipped where it begins what is `LONG`."""
     with pytest.MonkeyPatch.context() as patch:
-        if pytestconfig.getoption("--quick"):
-            patch.setattr(subprocess.Popen, "__init__", skip("it starts a process"))
-            patch.setattr(multiprocessing.process.BaseProcess, "start", skip("it starts a process"))
-            exporting = skip("it writes a SavedModel")
-            wrapt.register_post_import_hook(lambda tf: patch.setattr(tf.saved_model, "save", exporting), "tensorflow")
+        for module, (path, reason) in LONG.items() if pytestconfig.getoption("--quick") else ():
+            wrapt.register_post_import_hook(functools.partial(skip_at, patch, path, reason), module)
         yield
 
 
-def skip(reason: str) -> Callable[..., None]:
-    return lambda *args, **kwargs: pytest.skip(f"--quick: {reason}")
+def skip_at(patch: pytest.MonkeyPatch, path: str, reason: str, module: ModuleType) -> None:
+    owner, name, _ = wrapt.resolve_path(module, path)
+    patch.setattr(owner, name, lambda *args, **kwargs: pytest.skip(f"--quick: {reason}"))
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *"0123456789", ".", ",", "!"]
@@ -83,6 +92,14 @@ def tiny_bert(task: str = "classify", labels: tuple[str, ...] = ("0", "1"), pair
     network = Network(TINY, HeadConfig(task=task, labels=labels))
     data = DataConfig(text_pair_column="text_pair" if pair else "")
     return Bert(Text(WORDS, TextConfig(**({"max_seq_length": 16} | text))), network, data)
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with one version of `tiny_bert()`; it is not to be changed."""
+    folder = tmp_path_factory.mktemp("tiny_export") / "messages"
+    tiny_bert().export(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

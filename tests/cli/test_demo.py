@@ -8,7 +8,6 @@ import sys
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import tiny_bert
 
 from keras_bert.__main__ import main
 from keras_bert.checkpoints.checkpoints import WEIGHTS_FILE
@@ -56,13 +55,12 @@ def test_a_server_that_does_not_start_is_an_error(tmp_path):
         pytest.fail("there is nothing to serve")
 
 
-def test_a_server_is_stopped_when_its_user_fails(tmp_path, capfd):
+def test_a_server_is_stopped_when_its_user_fails(tiny_export, capfd):
     def use() -> None:
-        with demo.served(tmp_path / "messages") as url:
+        with demo.served(tiny_export) as url:
             assert demo.ask(url, ("fire",))[0]["label"] in ("0", "1")
             raise KeyError
 
-    tiny_bert().export(tmp_path / "messages")
     with pytest.raises(KeyError):
         use()
     assert_nobody_answers(capfd.readouterr().err)

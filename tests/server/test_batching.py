@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import WORDS, tiny_bert
+from conftest import WORDS
 from servers import in_thread, save_half_plus_two, save_ids, save_pairs
 
 from keras_bert.server.batching import Batcher
@@ -21,13 +21,12 @@ PATIENT = {"max_batch_size": 16, "batch_timeout_micros": 50_000}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(tmp_path_factory, tiny_export):
     base = tmp_path_factory.mktemp("models")
     save_half_plus_two(base / "half/1")
     save_pairs(base / "pairs/1")
     save_ids(base / "ids/1")
-    tiny_bert().export(base / "texts")
-    return {name: base / name for name in ("half", "pairs", "ids", "texts")}
+    return {name: base / name for name in ("half", "pairs", "ids")} | {"texts": tiny_export}
 
 
 @pytest.fixture(scope="module")

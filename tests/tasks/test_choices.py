@@ -269,10 +269,10 @@ ROWS = [
 def test_the_right_choice_is_learnt():
     bert = tiny_bert("choice", ())
     questions, choices = ["a", "b"] * 8, [["fire", "flood"], ["flood", "fire", "song"]] * 8
-    config = TrainConfig(num_train_epochs=15, train_batch_size=8)
+    config = TrainConfig(num_train_epochs=3, train_batch_size=8)
     optimizer = OptimizerConfig(learning_rate=1e-2)
     held = (questions[:2], [0, 1], None, choices[:2])
-    result = bert.fit(questions, [0, 1] * 8, None, held, config, optimizer, None, None, choices=choices)
+    result = bert.fit(questions * 5, [0, 1] * 40, None, held, config, optimizer, None, None, choices=choices * 5)
     assert result.best["accuracy"] == 1.0
     assert [a["answer"] for a in bert.predict(["a", "b"], choices=choices[:2])] == ["fire", "fire"]
     with pytest.raises(DataError, match="line 1: the label 5 is no number of one of the choices"):

@@ -164,9 +164,9 @@ THINGS = WORDS[5:25]
 def test_pairs_without_scores_learn_by_ranking():
     bert = tiny_bert("similarity", ())
     first, second = ["fire", "flood", "storm"], ["music", "song", "game"]
-    config, optimizer = TrainConfig(num_train_epochs=10, train_batch_size=6), OptimizerConfig(learning_rate=2e-2)
+    config, optimizer = TrainConfig(num_train_epochs=5, train_batch_size=6), OptimizerConfig(learning_rate=2e-2)
     held = (first, None, second)
-    result = bert.fit(first * 8, None, second * 8, held, config, optimizer, progress=None)
+    result = bert.fit(first * 16, None, second * 16, held, config, optimizer, progress=None)
     assert bert.network.head.config.objective == "ranking"
     assert (result.best["accuracy"], result.best["mrr"]) == (1.0, 1.0)
     assert result.history[-1]["train_loss"] < 0.5 * result.history[0]["train_loss"]
@@ -193,9 +193,11 @@ def test_batches_that_are_filled_up_are_learnt_too(task):
 def test_scores_are_learnt():
     bert = tiny_bert("similarity", ())
     first, second = ["fire a", "flood b"] * 8, ["fire c", "fire d"] * 8
-    config = TrainConfig(num_train_epochs=15, train_batch_size=4)
+    config = TrainConfig(num_train_epochs=3, train_batch_size=4)
     held = (first, [1.0, 0.0] * 8, second)
-    result = bert.fit(first, [1.0, 0.0] * 8, second, held, config, OptimizerConfig(learning_rate=1e-2), progress=None)
+    result = bert.fit(
+        first * 5, [1.0, 0.0] * 40, second * 5, held, config, OptimizerConfig(learning_rate=1e-2), progress=None
+    )
     assert bert.network.head.config.objective == "scores"
     assert result.best["spearman"] > 0.8
     assert result.history[-1]["mse"] < 0.01  # the best rank may come before
