@@ -221,7 +221,8 @@ def check_held(path: Path, target: Format, contents: Contents) -> None:
 
 def unusual_settings(config: Any, usual: dict[str, Any]) -> list[str]:
     """The settings that are not as usual."""
-    return [f"{name} {getattr(config, name)!r}" for name, value in usual.items() if getattr(config, name) != value]
+    different = {name: getattr(config, name, value) for name, value in usual.items()}
+    return [f"{name} {value!r}" for name, value in different.items() if value != usual[name]]
 
 
 def check_model(path: Path, contents: Contents, weights: Weights) -> None:
