@@ -26,7 +26,7 @@ from keras_bert.checkpoints.formats.settings import Contents, some
 from keras_bert.checkpoints.formats.table import entries
 from keras_bert.config import choose
 from keras_bert.errors import CheckpointError, ConfigError, DataError
-from keras_bert.model.shapes import parts, shapes, with_pretraining
+from keras_bert.model.shapes import of_objective, parts, shapes, with_pretraining
 
 Weights = dict[str, np.ndarray]
 MOST_ROWS = 2**16
@@ -234,6 +234,7 @@ def check_model(path: Path, contents: Contents, weights: Weights) -> None:
     encoder, head = contents.encoder, contents.head
     known = {p: shape for part in with_pretraining(encoder, head).values() for p, shape in part.items()}
     wrong = [p for p, shape in shapes(encoder, head).items() if p not in weights or weights[p].shape != shape]
+    known |= {p: value.shape for p, value in weights.items() if head is None and of_objective(p)}
     wrong += [p for p, value in weights.items() if p not in known or value.shape != known[p]]
     if wrong:
         raise CheckpointError(f"{path}: the model needs other weights: {some(dict.fromkeys(wrong), 5)}")
@@ -277,6 +278,8 @@ def write(folder: Path, target: Format, contents: Contents, weights: Weights) ->
     there = parts_of(contents, weights)
     known = with_pretraining(contents.encoder, contents.head)
     inside = {path for part in target.holds(contents, there) for path in known[part]}
+    if target is formats.ours.FORMAT:
+        inside |= weights.keys()
     beside = {path: value for path, value in weights.items() if path not in inside}
     absent = sorted(target.needs - there)
     zeros = {

@@ -19,7 +19,6 @@ from keras_bert.config.model import EncoderConfig as EncoderConfig
 from keras_bert.config.pretrain import CorpusConfig as CorpusConfig
 from keras_bert.config.pretrain import MaskingConfig as MaskingConfig
 from keras_bert.config.pretrain import PretrainConfig as PretrainConfig
-from keras_bert.config.tasks import TARGETS as TARGETS
 from keras_bert.config.tasks import TASKS as TASKS
 from keras_bert.config.tasks import ChoiceConfig as ChoiceConfig
 from keras_bert.config.tasks import ClassifyConfig as ClassifyConfig

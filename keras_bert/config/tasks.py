@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from keras_bert.config.base import check_choices, choose, flag, require
 from keras_bert.tags import tags_of, types_of
 
-TARGETS = ("masked_positions", "masked_ids", "masked_weights", "pair_labels", "cls_positions")
-"""What stands beside the features in a row of pretraining; see `pretrain.rows`."""
-
 READS = ("row", "each", "choices", "offsets", "windows")
 """How an example is read: its texts as one row; each text as a row; its text with each choice as a row; as one row with
 the place of each token in the text; or in overlapping windows, with these places too."""

@@ -182,6 +182,13 @@ def with_pretraining(encoder: EncoderConfig, head: HeadConfig | None = None) -> 
     return {part: known[part] for part in PARTS if part in known}
 
 
+def of_objective(path: str) -> bool:
+    """Whether a weight belongs to an objective of pretraining that is no part here: `head/NAME/...`, of any shape."""
+    head, _, rest = path.partition("/")
+    name, _, weight = rest.partition("/")
+    return head == "head" and bool(weight) and name not in PARTS
+
+
 def shapes(encoder: EncoderConfig, head: HeadConfig | None = None) -> Shapes:
     """Path -> shape of every weight of a network."""
     return {path: shape for part in parts(encoder, head).values() for path, shape in part.items()}

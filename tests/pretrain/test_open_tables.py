@@ -318,6 +318,19 @@ def test_a_run_with_it_is_resumed_and_loads(done, folder, monkeypatch):
     assert [path for path in tuned.report.unused if "capitalised" in path]
 
 
+def test_its_weights_go_through_another_format_and_back(done, tmp_path):
+    for source, target, name in ((done, tmp_path / "hf", "hf"), (tmp_path / "hf", tmp_path / "ours", "keras_bert")):
+        assert (
+            main(["convert", f"--input_dir={source}", f"--output_dir={target}", f"--to_format={name}", "--verify"]) == 0
+        )
+    before, beside = load_file(done / "model.safetensors"), load_file(tmp_path / "hf" / "keras_bert_extra.safetensors")
+    after = load_file(tmp_path / "ours" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for path, value in before.items():
+        np.testing.assert_array_equal(value, after[path], err_msg=path)
+    assert set(beside) == {"head/capitalised/dense/kernel", "head/capitalised/dense/bias"}
+
+
 def test_an_objective_needs_its_column(folder, monkeypatch, capsys):
     assert main(build(folder, "bare")) == 0
     command = run(folder, "none", "--objectives=masked_lm:1,capitalised:0.5", source="bare")

@@ -14,10 +14,10 @@ import numpy as np
 from keras_bert.checkpoints.formats import extra, garden, hf, keras_hub, ours, tf1
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import Contents, some
-from keras_bert.checkpoints.formats.table import Entry, Stored, Transform, all_entries, entries
+from keras_bert.checkpoints.formats.table import Entry, Stored, Transform, all_entries, entries, same
 from keras_bert.config import DataConfig, choose
 from keras_bert.errors import CheckpointError, ConfigError
-from keras_bert.model.shapes import Shape, parts, with_pretraining
+from keras_bert.model.shapes import Shape, of_objective, parts, with_pretraining
 
 FORMATS: dict[str, Format] = {f.name: f for f in (ours.FORMAT, tf1.FORMAT, garden.FORMAT, keras_hub.FORMAT, hf.FORMAT)}
 """In the order in which a directory is looked at."""
@@ -113,6 +113,10 @@ def match(path: Path, found: Format, contents: Contents, leave_out: str = "") ->
                 unfilled.append(f"{entry.path} ({entry.name if value is None else reason})")
             else:
                 rows[entry.path] = (entry, value)
+    if contents.head is None:  # what pretraining learned besides keeps its names and shapes
+        source = rest if found is ours.FORMAT else beside
+        for name in filter(of_objective, list(source)):
+            rows[name] = Entry(name, source[name].shape, name, source[name].shape, same), source.pop(name)
     copies = {name: (path_, rest.pop(name)) for name, path_ in found.copies.items() if name in rest and path_ in rows}
     listed += [(v.key, "no weights of the model") for name, v in rest.items() if re.fullmatch(found.ignored, name)]
     no_place = sorted(name for name in (*rest, *beside) if not re.fullmatch(found.ignored, name))

@@ -18,7 +18,7 @@ from keras_bert.checkpoints.formats.settings import (
     write_json,
     write_vocabulary,
 )
-from keras_bert.checkpoints.formats.table import Stored, same, to_theirs
+from keras_bert.checkpoints.formats.table import Stored, same
 from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, WindowConfig, to_dict
 from keras_bert.errors import CheckpointError
 from keras_bert.text.vocabulary import read_vocabulary
@@ -78,7 +78,7 @@ def settings(contents: Contents) -> dict[str, Any]:
 
 def write(path: Path, contents: Contents, weights: Mapping[str, np.ndarray]) -> None:
     """Write a directory; `checkpoints.save` is the one that replaces the files of a run."""
-    write_safetensors(path / WEIGHTS_FILE, to_theirs(FORMAT.table, weights, contents))
+    write_safetensors(path / WEIGHTS_FILE, {name: np.ascontiguousarray(value) for name, value in weights.items()})
     write_vocabulary(path / VOCABULARY_FILE, contents.vocabulary)
     write_json(path / CONFIG_FILE, settings(contents))
 
