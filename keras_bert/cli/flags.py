@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from keras_bert.config import from_dict
+from keras_bert.config import HeadConfig, from_dict
 from keras_bert.errors import ConfigError
 
 T = TypeVar("T")
@@ -179,7 +179,7 @@ class Flags:
         for field in dataclasses.fields(config):  # type: ignore[arg-type]
             names, value = names_in(field.metadata.get("choices"), field.default), getattr(config, field.name)
             if names and value not in names:
-                raise ConfigError(f"{field.name} must be one of {tuple(names)}, got {value!r}")
+                raise ConfigError(f"{field.name} must be one of {tuple(names)}{_whose(config)}, got {value!r}")
         return config
 
     def resolved(self, leave_out: Sequence[str] = ()) -> str:
@@ -221,6 +221,11 @@ def note(line: str) -> None:
     """A line for the person at the terminal, on standard error; work goes on where nobody reads it."""
     with contextlib.suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)
+
+
+def _whose(config: Any) -> str:
+    """The task that a value is wrong for, if it is that of a head."""
+    return f" for {config.task}" if isinstance(config, HeadConfig) else ""
 
 
 def _line(name: str, value: Any) -> str:
