@@ -27,6 +27,15 @@ class Span(Head):
     )
     signatures: ClassVar[Mapping[str, Any]] = {"token_ids": "logits_of_ids"}
 
+    def check(self) -> None:
+        super().check()
+        self.decode  # noqa: B018  (an unknown name is refused before any work)
+
+    @property
+    def decode(self) -> Any:
+        """The decoder, of `spans.DECODES`."""
+        return choose(spans.DECODES, self.config.decode or "joint", "decode")
+
     @classmethod
     def windows(cls, max_seq_length: int) -> WindowConfig:
         return WindowConfig(max_windows=64, doc_stride=max(1, min(128, max_seq_length // 3)))
@@ -52,8 +61,7 @@ class Span(Head):
 
     def answer(self, logits: Tensor, features: Any = None) -> dict[str, Tensor]:
         config = self.config
-        decode = choose(spans.DECODES, config.decode or "joint", "decode")
-        best = decode(ops.cast(logits, "float32"), features, config.max_answer_length, config.n_best_size)
+        best = self.decode(ops.cast(logits, "float32"), features, config.max_answer_length, config.n_best_size)
         return spans.answer(best, config.version_2_with_negative, config.null_score_diff_threshold)
 
     def plain(self, row: Row) -> dict[str, Any]:

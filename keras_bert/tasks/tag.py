@@ -26,6 +26,12 @@ class Tag(Head):
     def check(self) -> None:
         if not self.config.labels:
             raise ConfigError("tag needs at least one type of entities")
+        self.decode  # noqa: B018  (an unknown name is refused before any work)
+
+    @property
+    def decode(self) -> Any:
+        """The decoder, of `tagging.DECODES`."""
+        return choose(tagging.DECODES, self.config.decode or "argmax", "decode")
 
     @classmethod
     def windows(cls, max_seq_length: int) -> WindowConfig:
@@ -53,8 +59,7 @@ class Tag(Head):
         starts = tagging.by_word(features["starts"] + 1, seen, features, ops.segment_sum) - 1
         ends = tagging.by_word(features["ends"], features["starts"] >= 0, features, ops.segment_max)
         words = starts >= 0
-        decode = choose(tagging.DECODES, self.config.decode or "argmax", "decode")
-        tags = ops.where(words, decode(logits, words), 0)
+        tags = ops.where(words, self.decode(logits, words), 0)
         shares = ops.take_along_axis(ops.softmax(logits, axis=2), tags[:, :, None], axis=2)[:, :, 0]
         return tagging.entities(tags, shares, starts, ends, self.config.max_entities)
 
