@@ -801,7 +801,7 @@ REFUSED = [
     (["--tune_threshold"], 2, "--tune_threshold needs .* --folds"),
     (["--folds=101"], 3, "train.csv: 100 different texts are too few for 101 folds"),
     (["--class_weights=2:3"], 2, "class_weights: '2:3' is no label and its weight"),
-    (["--class_weights=balanced", "--task=regress"], 2, "--class_weights has no meaning with --task=regress"),
+    (["--class_weights=balanced", "--task=regress"], 2, "class_weights has no meaning with the task regress"),
     (["--class_weights=balanced", "--labels=0,1,2"], 2, "no training row has the label '2'"),
     (["--label_smoothing=1"], 2, "label_smoothing must be in"),
     (["--label_smoothing=.1", "--task=span"], 2, "label_smoothing has no meaning with the task span"),
