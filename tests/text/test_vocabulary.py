@@ -170,7 +170,7 @@ def test_check_gives_the_ids_and_names_the_source():
 @pytest.mark.parametrize(
     "module",
     [
-        *("text.vocabulary", "config", "data.tables", "data.readers", "data.batches", "checkpoints.checkpoints"),
+        *("text.vocabulary", "config", "data.tables", "data.source", "data.batches", "checkpoints.checkpoints"),
         *("tasks.metrics", "progress", "rules", "text", "data", "checkpoints", "tasks", "training", "serving"),
     ],
 )
