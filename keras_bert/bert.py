@@ -224,6 +224,7 @@ class Bert:
                 pairs for a model of single texts (and the other way round).
             DivergedError: the loss is not a number any more.
         """
+        self._check_trainable()
         config = config or TrainConfig()
         if text_pairs is not None and not self.pair and not self.head.config.single:
             self.data = dataclasses.replace(self.data, text_pair_column="text_pair")
@@ -239,6 +240,11 @@ class Bert:
             keeping = loop.Keeping(folder)
             optimizer = optimizer or OptimizerConfig()
             return self.fit_rows(train, held_out, config, optimizer, keeping, progress, finetune=finetune)
+
+    def _check_trainable(self) -> None:
+        """Raises ConfigError if fine-tuning cannot train the task."""
+        if self.head.config.untrainable:
+            raise ConfigError(self.head.config.untrainable)
 
     def fit_rows(
         self,
@@ -256,9 +262,8 @@ class Bert:
         Raises:
             ConfigError: there is nothing to fine-tune.
         """
+        self._check_trainable()
         head, train, evaluation = self.head, self.examples(train), self.examples(evaluation)
-        if head.config.untrainable:
-            raise ConfigError(head.config.untrainable)
         head.config = head.config_for(train.table is None or self.data.label_column in train.table.columns)
         if head.whole_batch and config.grad_accum_steps > 1:
             raise ConfigError(
