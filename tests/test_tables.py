@@ -72,7 +72,7 @@ def test_every_table_that_a_flag_names_is_there_and_has_its_default():
             choices = field.metadata.get("choices")
             if isinstance(choices, str):
                 module, _, table = choices.partition(":")
-                assert field.default in ["", *getattr(importlib.import_module(module), table)], choices
+                assert field.default in ["", "auto", *getattr(importlib.import_module(module), table)], choices
 
 
 def test_an_unknown_name_is_refused_where_it_is_used():

@@ -51,10 +51,10 @@ class Metrics:
         lines = []
         with self._lock:
             for name, values in self._counts.items():
-                lines += [f"# TYPE {_full(name)} counter"] * bool(values)
+                lines += [f"# TYPE {_full(name)} counter"] if values else []
                 lines += [f"{_full(name)}{_labels(COUNTERS[name], at)} {n}" for at, n in values.items()]
             for name, series in self._buckets.items():
-                lines += [f"# TYPE {_full(name)} histogram"] * bool(series)
+                lines += [f"# TYPE {_full(name)} histogram"] if series else []
                 for at, buckets in series.items():
                     lines += _histogram_lines(name, at, buckets, self._sums[name][at])
         return "\n".join([*lines, ""])

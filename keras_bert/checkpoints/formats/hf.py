@@ -178,7 +178,8 @@ def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
     elif (path / TORCH_FILE).exists():
         found = read_torch(path / TORCH_FILE)
     else:
-        shards = "; it is split into several files, which are not read" * bool(list(path.glob("*.index.json")))
+        split = any(path.glob("*.index.json"))
+        shards = "; it is split into several files, which are not read" if split else ""
         raise CheckpointError(f"{path}: has no {WEIGHTS_FILE}{shards}")
     return {re.sub(r"^bert\.", "", old_norm(name)): value for name, value in found.items()}
 
