@@ -150,13 +150,13 @@ def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> tuple[HeadConfi
     known = {TASKS[one].problem_type: one for one in reversed(tasks)}
     if len(known) == 1:
         task = tasks[0]
-    elif problem is not None:
+    else:
+        if problem is None:
+            problem = "regression" if len(labels) == 1 else "single_label_classification"
         if problem not in known:
             raise CheckpointError(f"{file}: problem_type {problem!r}; it can be one of {', '.join(known)}")
         task = known[problem]
-    else:
-        task = "regress" if len(labels) == 1 else "classify"
-    if task == "regress" and len(labels) != 1:
+    if TASKS[task].problem_type == "regression" and len(labels) != 1:
         raise CheckpointError(f"{file}: problem_type regression with {len(labels)} labels; only one is supported")
     try:
         labels, order = TASKS[task].labels_of(labels)
