@@ -1,7 +1,7 @@
 """Which rows train and which evaluate: stratified, with equal texts on the same side."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,6 +11,22 @@ from keras_bert.data.tables import Table
 from keras_bert.errors import DataError
 
 # === Splits and batches ===
+
+
+def shuffled(groups: Sequence[str], strata: Sequence[str], seed: int) -> Iterator[list[list[int]]]:
+    """For each stratum, in order of its name, the rows of its groups, the groups in a random order.
+
+    A group belongs to the stratum of its first row.
+    """
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    by_stratum: dict[str, list[list[int]]] = {}
+    for rows in members.values():
+        by_stratum.setdefault(strata[rows[0]], []).append(rows)
+    for name in sorted(by_stratum):
+        random.Random(f"{seed}/{name}").shuffle(by_stratum[name])
+        yield by_stratum[name]
 
 
 def split(groups: Sequence[str], strata: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -26,16 +42,8 @@ def split(groups: Sequence[str], strata: Sequence[str], share: float, seed: int)
     Returns:
         Two sorted index lists that cover all rows.
     """
-    members: dict[str, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
-    by_stratum: dict[str, list[list[int]]] = {}
-    for rows in members.values():
-        by_stratum.setdefault(strata[rows[0]], []).append(rows)
     held: set[int] = set()
-    for name in sorted(by_stratum):
-        bags = by_stratum[name]
-        random.Random(f"{seed}/{name}").shuffle(bags)
+    for bags in shuffled(groups, strata, seed):
         wanted, taken = round(share * sum(len(b) for b in bags)), 0
         for bag in bags:
             if taken + len(bag) <= wanted:
@@ -50,16 +58,9 @@ def folds(groups: Sequence[str], strata: Sequence[str], count: int, seed: int) -
     Of each label (a group counts as its first row's) every fold gets about the same number of rows, and so in all:
     groups are shuffled, the large ones placed first, each where so far is least.
     """
-    members: dict[str, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
-    by_stratum: dict[str, list[list[int]]] = {}
-    for rows in members.values():
-        by_stratum.setdefault(strata[rows[0]], []).append(rows)
     fold_of, sizes = np.zeros(len(groups), np.int32), [0] * count
-    for name in sorted(by_stratum):
-        bags, here = by_stratum[name], [0] * count
-        random.Random(f"{seed}/{name}").shuffle(bags)
+    for bags in shuffled(groups, strata, seed):
+        here = [0] * count
         for bag in sorted(bags, key=len, reverse=True):
             fold = min(range(count), key=lambda k: (here[k], sizes[k]))
             fold_of[bag] = fold
