@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,10 +54,14 @@ def main(argv: list[str]) -> int:
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
-        serve(models, flags["host"], flags["port"], config)
+        ended = serve(models, flags["host"], flags["port"], config)
     finally:  # the process may go on: leave the logging as it was
         logger.removeHandler(handler)
         logger.setLevel(level)
+    if not ended:  # a model computes on, and Python would wait for its thread
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

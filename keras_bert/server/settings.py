@@ -26,13 +26,26 @@ class ServerConfig:
     batch_timeout_micros: int = _flag(0, "How long a request may wait for others while a thread is idle.")
     num_batch_threads: int = _flag(2, "Batches that run at the same time; each uses all cores.")
     max_request_bytes: int = _flag(16 * 2**20, "Larger request bodies are refused with status 413.")
+    max_request_rows: int = _flag(10_000, "Requests of more rows are refused with status 413.")
+    request_timeout: float = _flag(30.0, "Seconds until status 504 answers a request that is read; 0: never.")
+    head_timeout: float = _flag(20.0, "Seconds that a client has for the head of a request; 0: any time.")
+    body_timeout: float = _flag(60.0, "Seconds that a client has for the body of a request; 0: any time.")
+    limit_concurrency: int = _flag(512, "Connections at a time; status 503 answers requests on further ones.")
+    drain_timeout: float = _flag(30.0, "Seconds that open requests have after SIGTERM, before status 503 answers them.")
     file_system_poll_wait_seconds: float = _flag(1.0, "How often to look for new and removed versions; 0: never.")
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "num_batch_threads", "max_request_bytes"):
+        for name in (
+            "max_batch_size",
+            "num_batch_threads",
+            "max_request_bytes",
+            "max_request_rows",
+            "limit_concurrency",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("batch_timeout_micros", "file_system_poll_wait_seconds"):
+        seconds = [name for name in vars(self) if name.endswith(("_timeout", "_seconds"))]
+        for name in ("batch_timeout_micros", *seconds):
             if not 0 <= getattr(self, name) <= 10**9:
                 raise ConfigError(f"{name} must be from 0 to 10^9, got {getattr(self, name)}")
 

@@ -159,8 +159,10 @@ class Watcher(threading.Thread):
                     log.exception("%s: looking for versions failed", model.name)
 
     def stop(self) -> None:
-        """Ends the thread after what it is doing now."""
+        """Ends the thread after what it is doing now; does not wait for a model that is being loaded."""
         self._stopped.set()
+        if self.is_alive():
+            self.join(0.1)
 
 
 def _status(version: int, state: str, message: str) -> dict[str, Any]:

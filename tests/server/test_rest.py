@@ -15,7 +15,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from servers import patiently, running, save_gate, save_half_plus_two, save_pairs
+from servers import make_gate, open_gate, patiently, running, save_gate, save_half_plus_two, save_pairs
 
 import keras_bert.server
 from keras_bert.errors import CheckpointError, ConfigError
@@ -441,7 +441,7 @@ def test_s7_open_requests_are_answered_before_it_ends(tmp_path, number):
     save_gate(tmp_path / "gate/1")
     config = tmp_path / "models.config"
     config.write_text(f'model_config_list {{ config {{ name: "gate" base_path: "{tmp_path}/gate" }} }}')
-    paths = [str(tmp_path / name) for name in "abcd"]
+    paths = [make_gate(tmp_path / name) for name in "abcd"]
     with running(config, 1) as started:
         connections = [HTTPConnection("127.0.0.1", started.port, timeout=60) for _ in paths]
         for path, connection in zip(paths, connections, strict=True):
@@ -452,7 +452,7 @@ def test_s7_open_requests_are_answered_before_it_ends(tmp_path, number):
         started.process.send_signal(number)
         assert any(refused(started.port) for _ in patiently())
         for path in paths:
-            Path(f"{path}.open").touch()
+            open_gate(path)
         for path, connection in zip(paths, connections, strict=True):
             response = connection.getresponse()
             assert (response.status, json.loads(response.read())) == (200, {"outputs": [path]})
@@ -511,18 +511,18 @@ def test_a_port_in_use_is_refused(server, models):
         keras_bert.server.serve({"half": str(models / "half")}, port=server.port)
 
 
-@pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])
-def test_the_extra_is_named_when_it_is_not_installed(monkeypatch, missing):
+@pytest.mark.parametrize(("module", "missing"), [("rest", "starlette.applications"), ("running", "uvicorn")])
+def test_the_extra_is_named_when_it_is_not_installed(monkeypatch, module, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.delitem(sys.modules, "keras_bert.server.rest", raising=False)
+    monkeypatch.delitem(sys.modules, f"keras_bert.server.{module}", raising=False)
     with pytest.raises(ConfigError, match=re.escape("pip install keras3-bert[serve]")):
-        importlib.import_module("keras_bert.server.rest")
+        importlib.import_module(f"keras_bert.server.{module}")
 
 
 def test_importing_the_package_loads_no_server():
     code = (
         "import sys, keras_bert.server, keras_bert.server.json_tensor; "
-        "print([m for m in ('keras_bert.server.rest', 'starlette', 'uvicorn') if m in sys.modules])"
+        "print([m for m in ('keras_bert.server.rest', 'starlette', 'uvicorn', 'tensorflow') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert run.stdout.strip() == "[]"
