@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from keras_bert.cli.flags import Flags
@@ -39,6 +40,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError("--export_dir must be given, or --model_config_file")
     if file and (base or flags["model_name"]):
         raise ConfigError("--model_config_file takes the place of --export_dir and --model_name; give one of them")
+    if flags["model_config_file_poll_wait_seconds"] and not file:
+        raise ConfigError("--model_config_file_poll_wait_seconds needs --model_config_file")
     if not 0 <= flags["port"] <= 65535:
         raise ConfigError(f"--port must be from 0 to 65535, got {flags['port']}")
     config = flags.config(ServerConfig)
@@ -54,7 +57,7 @@ def main(argv: list[str]) -> int:
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
-        ended = serve(models, flags["host"], flags["port"], config)
+        ended = serve(models, flags["host"], flags["port"], config, partial(read_model_config, file) if file else None)
     finally:  # the process may go on: leave the logging as it was
         logger.removeHandler(handler)
         logger.setLevel(level)

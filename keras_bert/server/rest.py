@@ -4,6 +4,8 @@ It answers status, metadata, `:predict`, `:classify`, `:regress` and metrics. No
 """
 
 import asyncio
+import gzip
+import io
 import json
 import os
 import re
@@ -19,6 +21,7 @@ from keras_bert.errors import ConfigError
 
 try:
     from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
     from starlette.routing import Route
@@ -31,16 +34,21 @@ from keras_bert.server.counters import Metrics
 from keras_bert.server.json_tensor import RequestError
 from keras_bert.server.servable import Call, Servable
 from keras_bert.server.settings import ModelConfig, ServerConfig
-from keras_bert.server.swapping import Model, Watcher, not_found
+from keras_bert.server.swapping import Models, Watcher, not_found
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 ACTIONS = {"predict": Servable.predict, "classify": Servable.classify, "regress": Servable.regress}
-_MODEL = r"/v1/models/([^/:]+)(?:/versions/([0-9]+)|/labels/([^/:]+))?"
+_WHICH = r"(?:/versions/([0-9]+)|/labels/([^/:]+))?"
 _PATHS = {
-    "POST": re.compile(rf"{_MODEL}:({'|'.join(ACTIONS)})", re.IGNORECASE),
-    "GET": re.compile(_MODEL + r"(/metadata)?", re.IGNORECASE),
+    "POST": re.compile(rf"/v1/models/([^/:]+){_WHICH}:({'|'.join(ACTIONS)})", re.IGNORECASE),
+    "GET": re.compile(rf"/v1/models(?:/([^/:]+))?{_WHICH}(/metadata)?", re.IGNORECASE),
 }
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
 _MAX_VERSION = 2**63 - 1
 _MAX_INFLATED = 100 * 2**20
 _STATUS_NAMES = {
@@ -56,6 +64,9 @@ _STATUS_NAMES = {
 }  # others are INTERNAL
 
 
+Reread = Callable[[], Mapping[str, ModelConfig]]
+
+
 class Target(NamedTuple):
     """What a path asks for: `action` is a verb of `ACTIONS`, "/metadata" or ""."""
 
@@ -68,23 +79,29 @@ class Target(NamedTuple):
 class Service:
     """The models and what their requests share; all requests are answered on one event loop."""
 
-    def __init__(self, models: Mapping[str, ModelConfig], config: ServerConfig) -> None:
+    def __init__(self, models: Mapping[str, ModelConfig], config: ServerConfig, reread: Reread | None = None) -> None:
         self.config, self.metrics = config, Metrics()
-        self.models = {name: Model(name, model, self.metrics) for name, model in models.items()}
+        self.models = Models(models, self.metrics, reread or (lambda: models))
         self._run = Batcher(config, self.metrics)
         self._threads = ThreadPoolExecutor(2 + (os.cpu_count() or 1), "request")  # they read and write, and never wait
         self._jobs: set[Future] = set()
-        self.watcher = Watcher(self.models.values(), config.file_system_poll_wait_seconds)
+        self.watcher = Watcher(
+            (config.file_system_poll_wait_seconds, self.models.poll),
+            (config.model_config_file_poll_wait_seconds, self.models.reload),
+        )
 
     def describe(self, target: Target) -> dict[str, Any]:
-        """The answer to a status or metadata request; refusals are raised as RequestError."""
-        model = self.models.get(target.name)
+        """The answer to a status or metadata request; refusals are raised as RequestError.
+
+        The status of a label is that of all versions, as in TF Serving, even if there is no such label.
+        """
+        model = self.models.by_name.get(target.name)
         if target.action:
             return self._find(target).metadata()
         if model is None:
             which = "any versions" if target.version is None else f"version {target.version}"
             raise RequestError(f"Could not find {which} of model {target.name}", status=404)
-        return model.status(target.version, target.label)
+        return model.status(target.version)
 
     async def answer(self, target: Target, body: bytes, gzipped: bool) -> bytes:
         """The body of the answer to a request for answers; refusals are raised as RequestError.
@@ -110,7 +127,7 @@ class Service:
             status = error.status
             raise
         finally:
-            if target.name in self.models:  # other names would let clients make up series
+            if target.name in self.models.by_name:  # other names would let clients make up series
                 self.metrics.count("request_count", target.name, _STATUS_NAMES.get(status, "INTERNAL"))
                 elapsed = (time.monotonic() - start) * 1e6
                 self.metrics.observe("request_latency", elapsed, target.name, target.action, "REST")
@@ -140,41 +157,39 @@ class Service:
             self.metrics.count("request_example_count_total", name, by=rows)
 
     def _find(self, target: Target) -> Servable:
-        if target.name not in self.models:
+        if target.name not in self.models.by_name:
             raise not_found(target.name, target.version)
-        return self.models[target.name].servable(target.version, target.label)
+        return self.models.by_name[target.name].servable(target.version, target.label)
 
     def _inflate(self, body: bytes) -> bytes:
-        """Undoes gzip; a broken body becomes an empty one, as in TF Serving."""
-        inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        """Undoes gzip, of all members; a broken body becomes an empty one, as in TF Serving."""
         limit = min(self.config.max_request_bytes, _MAX_INFLATED)
         try:
-            text = inflater.decompress(body, limit + 1)
-        except zlib.error:
+            text = gzip.GzipFile(fileobj=io.BytesIO(body)).read(limit + 1)
+        except (OSError, EOFError, zlib.error):
             return b""
         if len(text) > limit:
             raise RequestError(_too_large(limit), 413)
-        return text if inflater.eof else b""
+        return text
 
 
-def create_app(models: Mapping[str, str | ModelConfig], config: ServerConfig | None = None) -> Starlette:
+def create_app(
+    models: Mapping[str, str | ModelConfig], config: ServerConfig | None = None, reread: Reread | None = None
+) -> Starlette:
     """Loads the models and returns the ASGI application that serves them.
 
     Args:
         models: for each model name, the base directory that holds its integer version directories, or more.
+        config: how requests are taken and run.
+        reread: gives the models anew, every `model_config_file_poll_wait_seconds`.
 
     Raises:
         ConfigError: no model is given, or a name cannot stand in a path.
         CheckpointError: a model cannot be loaded.
     """
-    if not models:
-        raise ConfigError("no model to serve; give at least one name with its base directory")
-    for name in models:
-        if not name or "/" in name or ":" in name:
-            raise ConfigError(f"model name {name!r} cannot stand in a path; use letters, digits, - and _")
     config = config or ServerConfig()
     configs = {name: ModelConfig(model) if isinstance(model, str) else model for name, model in models.items()}
-    service = Service(configs, config)
+    service = Service(configs, config, reread)
 
     async def answer(request: Request) -> Response:
         path = request.scope.get("raw_path", request.url.path.encode()).decode("latin-1")
@@ -182,7 +197,15 @@ def create_app(models: Mapping[str, str | ModelConfig], config: ServerConfig | N
             return Response(service.metrics.page(), media_type="text/plain")
         if not path.lower().startswith("/v1/"):
             return Response(status_code=404)
+        response = await answer_v1(request, path)
+        if config.rest_api_enable_cors_support:
+            response.headers.update(_CORS)
+        return response
+
+    async def answer_v1(request: Request, path: str) -> Response:
         try:
+            if request.method == "OPTIONS":
+                return _preflight(request)
             target = _parse(request.method, path)
             if request.method == "GET":
                 return Response(json.dumps(service.describe(target), indent=4), media_type="application/json")
@@ -199,25 +222,33 @@ def create_app(models: Mapping[str, str | ModelConfig], config: ServerConfig | N
         except asyncio.CancelledError:  # the server ends, and waits no longer
             return refusal("The server is shutting down; send the request again", 503)
 
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return refusal(error.detail, error.status_code, error.headers)
+
     async def failed(request: Request, error: Exception) -> Response:
         return refusal(f"internal error ({type(error).__name__}); the server's log has it", 500)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        if config.file_system_poll_wait_seconds:
-            service.watcher.start()
+        service.watcher.start()
         yield
         service.watcher.stop()
 
     routes = [Route("/{path:path}", answer, methods=_METHODS)]
-    app = Starlette(routes=routes, exception_handlers={Exception: failed}, lifespan=lifespan)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: refused, Exception: failed}, lifespan=lifespan)
     app.state.service = service
     return app
 
 
+def _preflight(request: Request) -> Response:
+    """The answer to what a browser asks before it lets a page of another site ask."""
+    if not re.match("https?://.", request.headers.get("origin", "")):
+        raise RequestError("Origin header is missing in CORS preflight")
+    return Response(media_type="application/json")
+
+
 def _parse(method: str, path: str) -> Target:
-    if method == "GET" and path.lower() == "/v1/models":
-        raise RequestError("Missing model name in request.")
     match = _PATHS[method].fullmatch(path) if method in _PATHS else None
     if not match:
         raise RequestError(f"Malformed request: {method} {path}")
@@ -225,6 +256,8 @@ def _parse(method: str, path: str) -> Target:
     digits = (version or "").lstrip("0")
     if len(digits) > 19 or int(digits or 0) > _MAX_VERSION:
         raise RequestError(f"Failed to convert version: {version} to numeric.")
+    if not name:  # `versions` in /v1/models/versions/1 is no name, as in TF Serving
+        raise RequestError("Missing model name in request.")
     number = int(digits or 0) if version else None
     return Target(unquote(name), number, unquote(label) if label else None, (action or "").lower())
 

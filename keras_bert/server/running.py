@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8501,
     config: ServerConfig | None = None,
+    reread: Callable[[], Mapping[str, ModelConfig]] | None = None,
 ) -> bool:
     """Serves the models over HTTP until SIGTERM or SIGINT, then finishes open requests and returns.
 
@@ -56,6 +57,8 @@ def serve(
         models: for each model name, the base directory that holds its integer version directories, or more.
         host: the address to listen on.
         port: the port to listen on; 0 picks a free one.
+        config: how requests are taken and run.
+        reread: gives the models anew, every `model_config_file_poll_wait_seconds`.
 
     Returns:
         Whether everything that was begun has ended. If not, a model is still computing what nobody waits for, on a
@@ -69,13 +72,13 @@ def serve(
     with _bound(host, port) as listener:  # before TensorFlow is imported, which takes seconds
         from keras_bert.server.rest import create_app, refusal
 
-        app = create_app(models, config)
+        app = create_app(models, config, reread)
         full = refusal("The server has as many connections as it may; try again later", 503, {"Connection": "close"})
         server = _Server(_Config(app, config, full))
         with _stop_signals(server):
             _listen(listener)
             address = f"[{host}]" if ":" in host else host
-            for model in app.state.service.models.values():
+            for model in app.state.service.models.by_name.values():
                 url = f"http://{address}:{listener.getsockname()[1]}/v1/models/{quote(model.name)}"
                 servable = model.servable()
                 print(f"serving {model.name} version {servable.version} on {url}", flush=True)

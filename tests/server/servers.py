@@ -251,9 +251,9 @@ def running(model_config_file, count, *flags, **options):
 
 
 @contextmanager
-def in_thread(models, **config):
+def in_thread(models, reread=None, **config):
     """A server on a thread of this process, with sockets like any other."""
-    app = create_app({name: str(base) for name, base in models.items()}, ServerConfig(**config))
+    app = create_app({name: str(base) for name, base in models.items()}, ServerConfig(**config), reread)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
