@@ -53,14 +53,15 @@ def main(argv: list[str]) -> int:
     from keras_bert.server import serve
 
     logger = logging.getLogger("keras_bert.server")
-    handler, level = logging.StreamHandler(), logger.level
+    handler, before = logging.StreamHandler(), (logger.level, logger.propagate)
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    logger.propagate = False  # a handler of the root logger would say each line again
     try:
         ended = serve(models, flags["host"], flags["port"], config, partial(read_model_config, file) if file else None)
     finally:  # the process may go on: leave the logging as it was
         logger.removeHandler(handler)
-        logger.setLevel(level)
+        logger.level, logger.propagate = before
     if not ended:  # a model computes on, and Python would wait for its thread
         sys.stdout.flush()
         sys.stderr.flush()
