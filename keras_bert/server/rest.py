@@ -145,11 +145,16 @@ class Service:
 
     def _read(self, target: Target, body: bytes, gzipped: bool) -> Call:
         document = json_tensor.parse_document(self._inflate(body) if gzipped else body)
+        for rows in (document.get("instances"), document.get("examples")):
+            self._check_rows(len(rows) if isinstance(rows, list) else 0)
         call: Call = ACTIONS[target.action](self._find(target), document)
-        rows, most = rows_of(call.inputs), self.config.max_request_rows
+        self._check_rows(rows_of(call.inputs))
+        return call
+
+    def _check_rows(self, rows: int) -> None:
+        most = self.config.max_request_rows
         if rows > most:
             raise RequestError(f"The request has {rows} rows, but --max_request_rows is {most}; send parts of it", 413)
-        return call
 
     def _count_rows(self, name: str, rows: int) -> None:
         if rows:
@@ -169,7 +174,7 @@ class Service:
         except (OSError, EOFError, zlib.error):
             return b""
         if len(text) > limit:
-            raise RequestError(_too_large(limit), 413)
+            raise _too_large(limit)
         return text
 
 
@@ -196,11 +201,11 @@ def create_app(
         if path == METRICS_PATH and request.method == "GET":
             return Response(service.metrics.page(), media_type="text/plain")
         if not path.lower().startswith("/v1/"):
-            return Response(status_code=404)
+            return _last_if_unread(Response(status_code=404), request, config)
         response = await answer_v1(request, path)
         if config.rest_api_enable_cors_support:
             response.headers.update(_CORS)
-        return response
+        return _last_if_unread(response, request, config)
 
     async def answer_v1(request: Request, path: str) -> Response:
         try:
@@ -213,8 +218,6 @@ def create_app(
             gzipped = "gzip" in request.headers.get("content-encoding", "").lower()
             content = await _while_there(request, service.answer(target, body, gzipped))
             return Response(content, media_type="application/json")
-        except Unread as error:
-            return refusal(str(error), error.status, {"Connection": "close"} if error.close else None)
         except RequestError as error:
             return refusal(str(error), error.status)
         except ClientDisconnect:
@@ -224,7 +227,7 @@ def create_app(
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return refusal(error.detail, error.status_code, error.headers)
+        return _last_if_unread(refusal(error.detail, error.status_code, error.headers), request, config)
 
     async def failed(request: Request, error: Exception) -> Response:
         return refusal(f"internal error ({type(error).__name__}); the server's log has it", 500)
@@ -262,32 +265,35 @@ def _parse(method: str, path: str) -> Target:
     return Target(unquote(name), number, unquote(label) if label else None, (action or "").lower())
 
 
-class Unread(RequestError):
-    """A refusal of a body that was not read to its end; `close` says that the connection cannot be used again."""
+def _last_if_unread(response: Response, request: Request, config: ServerConfig) -> Response:
+    """Ends the connection after a refusal where the body may never come, or is too large to be thrown away."""
+    waits = "expect" in request.headers
+    if response.status_code >= 400 and (waits or _length(request) > 4 * config.max_request_bytes):
+        response.headers["Connection"] = "close"
+    return response
 
-    def __init__(self, message: str, status: int, close: bool):
-        super().__init__(message, status)
-        self.close = close
+
+def _length(request: Request) -> int:
+    return int(request.headers.get("content-length", 0))
 
 
 async def _read(request: Request, limit: int) -> bytes:
     """The body.
 
-    Of one that is too large the rest is thrown away by uvicorn, so that the client comes to read the refusal.
+    Of one that is too large the rest is thrown away by uvicorn, so that the client comes to read the refusal. A client
+    that waits for "100 Continue" has not sent it yet.
 
     Raises:
-        Unread: it is too large.
+        RequestError: it is too large.
         ClientDisconnect: the client leaves before its end.
     """
-    length = int(request.headers.get("content-length", 0))
-    if length > limit:
-        waits = "expect" in request.headers  # for "100 Continue"; refused now, it never sends the body
-        raise Unread(_too_large(limit), 413, close=waits or length > 4 * limit)
     body = bytearray()
+    if _length(request) > limit:
+        raise _too_large(limit)
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            raise Unread(_too_large(limit), 413, close=False)
+            raise _too_large(limit)
     return bytes(body)
 
 
@@ -313,8 +319,8 @@ async def _while_there(request: Request, answer: Coroutine[Any, Any, bytes]) -> 
         leaving.cancel()
 
 
-def _too_large(limit: int) -> str:
-    return f"The request body is larger than {limit} bytes"
+def _too_large(limit: int) -> RequestError:
+    return RequestError(f"The request body is larger than {limit} bytes", 413)
 
 
 def refusal(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:

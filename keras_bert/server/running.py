@@ -149,7 +149,7 @@ class _Config(uvicorn.Config):
             timeout_graceful_shutdown=limits.drain_timeout,  # type: ignore[arg-type]  # uvicorn takes fractions, too
         )
         self.limits, self.full = limits, full
-        self.max_connections = min(limits.limit_concurrency, _descriptors() - _RESERVED)
+        self.max_connections = max(min(limits.limit_concurrency, _descriptors() - _RESERVED), 1)
         logging.getLogger("uvicorn.error").addFilter(_once_in_a_while)
 
 

@@ -1,7 +1,6 @@
 """What is served and how: the server's flags, and TensorFlow Serving's model configuration file."""
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from google.protobuf import text_format
 from keras_bert.errors import ConfigError
 from keras_bert.serving.protos import MODEL_CONFIG, message_types
 
-log = logging.getLogger("keras_bert.server")
 Policy = Callable[[Iterable[int]], set[int]]
 _OTHER = list(MODEL_CONFIG["ModelType"]).index("OTHER")
 
@@ -77,11 +75,15 @@ class Specific:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model: the directory of its versions, which of them are served, and names for some."""
+    """One model: the directory of its versions, which of them are served, and names for some.
+
+    `ignored` are settings of the real server that have no effect here.
+    """
 
     base_path: str
     policy: Policy = Latest()
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
 
 def read_model_config(path: str) -> dict[str, ModelConfig]:
@@ -102,9 +104,8 @@ def read_model_config(path: str) -> dict[str, ModelConfig]:
         labels = {label.key: label.value for label in model.version_labels}
         if model.model_platform not in ("", "tensorflow") or model.model_type == _OTHER:
             raise ConfigError(f"--model_config_file {path}: {model.name} is not of the platform tensorflow")
-        if model.HasField("logging_config"):
-            log.warning("%s: %s has a logging_config; no requests are logged here", path, model.name)
-        models[model.name] = ModelConfig(model.base_path, _policy(model.model_version_policy), labels)
+        ignored = ("logging_config",) if model.HasField("logging_config") else ()
+        models[model.name] = ModelConfig(model.base_path, _policy(model.model_version_policy), labels, ignored)
     if not models:
         raise ConfigError(f"--model_config_file {path}: names no model")
     return models

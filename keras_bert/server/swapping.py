@@ -28,7 +28,7 @@ class Model:
 
     Args:
         name: the name that clients use in the path.
-        config: where its versions are, and which are served; another one may take its place.
+        config: where its versions are, and which are served.
         metrics: what is counted.
         at_once: loads the versions now; otherwise `poll` does, and logs what fails.
 
@@ -39,14 +39,22 @@ class Model:
     """
 
     def __init__(self, name: str, config: ModelConfig, metrics: Metrics, at_once: bool = True) -> None:
-        self.name, self.config, self._metrics = name, config, metrics
-        self.retired = False
+        self.name, self._metrics = name, metrics
+        self.configure(config)
         self._loaded: dict[int, Servable] = {}  # never changed in place: readers take no lock
         self._states: dict[int, tuple[str, str]] = {}
         self._failed: dict[int, Any] = {}
         self._complaint = ""
         if at_once:
             self._start()
+
+    def configure(self, config: ModelConfig | None) -> None:
+        """Takes over another config, which `poll` carries out; with None the model is retired."""
+        self.retired = config is None
+        if config is not None:
+            self.config = config
+            for setting in config.ignored:
+                log.warning("%s: %s has no effect here", self.name, setting)
 
     def _start(self) -> None:
         base = Path(self.config.base_path)
@@ -222,7 +230,8 @@ class Models:
         made = {name: Model(name, configs[name], self._metrics, at_once=False) for name in new}
         self.by_name = self.by_name | made  # never changed in place, either
         for name, model in self.by_name.items():
-            model.config, model.retired = configs.get(name, model.config), name not in configs
+            if name not in new and configs.get(name) != self._configs.get(name):
+                model.configure(configs.get(name))
         self._configs = configs
         self.poll()
 

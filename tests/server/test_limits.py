@@ -192,6 +192,16 @@ def test_a_large_body_is_refused_before_it_is_sent(server):
     assert document == {"error": "The request body is larger than 1000 bytes"}
 
 
+@pytest.mark.parametrize("line", [b"POST /v1/models/half/predict", b"POST /elsewhere", b"BREW /v1/models/half"])
+def test_a_connection_ends_whose_body_was_announced_and_not_asked_for(server, line):
+    """What comes next could be that body, or another request."""
+    with connect(server) as connection:
+        connection.sendall(line + b" HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
+        head, _ = said(connection)
+    assert head[0].startswith("HTTP/1.1 40")
+    assert "connection: close" in [line.lower() for line in head]
+
+
 def test_a_body_of_the_right_size_is_asked_for(server):
     with connect(server) as connection:
         connection.sendall(HEAD + b"Content-Length: 20\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")

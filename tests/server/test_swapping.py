@@ -278,13 +278,17 @@ def test_a_server_reads_its_configuration_file_again(saved, tmp_path):
             raise AssertionError("a model that is gone from the file is still served")
 
 
-def test_fields_that_the_real_server_knows_are_read(tmp_path, caplog):
+def test_fields_that_the_real_server_knows_are_read(saved, tmp_path, caplog):
     path = tmp_path / "models.config"
     logs = """logging_config { log_collector_config { type: "" filename_prefix: "/tmp/log" }
                                sampling_config { sampling_rate: 0.5 attributes: 1 } }"""
-    write_config(path, a=("/m/a", f"model_type: TENSORFLOW {logs}"))
-    assert read_model_config(str(path)) == {"a": ModelConfig("/m/a")}
-    assert [r.getMessage() for r in caplog.records] == [f"{path}: a has a logging_config; no requests are logged here"]
+    publish(saved, tmp_path / "a", 1, 2)
+    write_config(path, a=(tmp_path / "a", f"model_type: TENSORFLOW {logs}"))
+    served = Models(read_model_config(str(path)), Metrics(), lambda: read_model_config(str(path)))
+    for _ in range(3):
+        served.reload()
+    assert served.by_name["a"].servable().version == 1
+    assert [r.getMessage() for r in caplog.records] == ["a: logging_config has no effect here"]
 
 
 @pytest.mark.parametrize("field", ['model_platform: "pytorch"', "model_type: OTHER"])
