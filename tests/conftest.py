@@ -1,12 +1,13 @@
 """Shared parts of the tests: real data where it is, and a tiny model everywhere."""
 
 import functools
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import wrapt
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from keras_bert import Bert
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@wrapt.when_imported("keras")
+def leave_libraries_alone(keras) -> None:
+    """The garbage collector need not look at half a million objects of libraries again and again."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @wrapt.when_imported("tensorflow")
@@ -61,6 +69,11 @@ WORDS += ["fire", "flood", "storm", "city", "music", "song", "game", "the", "is"
 TINY = EncoderConfig(
     vocab_size=len(WORDS), num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=32, max_positions=64
 )
+
+
+def slow(*values) -> Any:
+    """A parameter of a test that only `make proofs` takes: another one shows nearly the same sooner."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def shared(path: str) -> Path:

@@ -86,6 +86,7 @@ def test_fit_learns_and_says_how_well(tmp_path):
     assert_same_weights(Bert.load(tmp_path / "run"), bert)
 
 
+@pytest.mark.slow
 def test_fit_makes_a_model_of_pairs_where_it_gets_pairs(tmp_path):
     bert = tiny_bert()
     texts, labels = learnable(20)

@@ -395,12 +395,15 @@ class Tally:
 
 
 def distribute(strategy: Strategy, cut: Callable[[int, int, int], Any]) -> Any:
-    """A distributed dataset that gives every replica of this process its part of each batch.
+    """A dataset that gives every replica of this process its part of each batch.
 
     Args:
         cut: `(first, last, all)` -> a `tf.data.Dataset`. Each batch is cut into `all` parts; the dataset yields parts
             `first` to `last - 1` of each, one after the other.
     """
+    if isinstance(strategy, tf.distribute.OneDeviceStrategy):
+        # The strategy's own iterators tune themselves in a thread, and wait for it, for seconds, when they end.
+        return cut(0, 1, 1)
     number, workers = devices.worker(strategy)
     everyone = strategy.num_replicas_in_sync
     mine = everyone // workers

@@ -563,6 +563,7 @@ def test_export_counts_versions_and_refuses_one_that_exists(flow, at_work, capsy
 # === The same run again ===
 
 
+@pytest.mark.slow
 def test_the_flags_file_repeats_the_run(flow, at_work):
     assert main(["finetune", "--flagfile=run/flags.txt", "--model_dir=again"]) == 0
     first, second = (json.loads((at_work / name / "final_metrics.json").read_text()) for name in ("run", "again"))
@@ -701,6 +702,7 @@ def test_several_labels_from_file_to_file(at_work, capsys):
         assert labels == ",".join(active)
 
 
+@pytest.mark.slow
 def test_entities_from_file_to_file(at_work, capsys):
     lines = [f"{w} O\n{THINGS[i % 3]} I-{THINGS[i % 3].upper()}\n\n" for i, w in enumerate(WORDS[5:31])]
     (at_work / "train.conll").write_text("-DOCSTART- O\n\n" + "".join(lines))
@@ -725,6 +727,7 @@ def test_entities_from_file_to_file(at_work, capsys):
     assert re.fullmatch(r"f1 = [\d.]+\nprecision = [\d.]+\nrecall = [\d.]+\n", results)
 
 
+@pytest.mark.slow
 def test_answers_from_file_to_file(at_work, capsys):
     questions = [
         (f"q{i}", "who", f"{w} {THINGS[i % 3]} {w}", [THINGS[i % 3]] * (i % 4 > 0)) for i, w in enumerate(WORDS[5:31])
@@ -767,6 +770,7 @@ def test_labels_are_evaluated_too(flow, at_work, capsys):
     (at_work / "run/eval_results.txt").unlink()
 
 
+@pytest.mark.slow
 def test_numbers_from_file_to_file_and_a_run_that_diverges(at_work, capsys):
     write(at_work / "numbers.csv", [["text", "label"], *([t, i / 40] for i, (_, t, _) in enumerate(table()))])
     flags = ["--train_file=numbers.csv", "--task=regress", "--init_checkpoint=pretrained"]

@@ -342,6 +342,7 @@ def test_the_exported_model_answers_as_predict(trained, tmp_path):
     assert "text2text-generation" in (folder / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_commands(tiny_checkpoint, tmp_path, capsys, monkeypatch):
     texts, targets = digits(40, 1)
     lines = [f"{i}\t{text}\t{target}" for i, (text, target) in enumerate(zip(texts, targets, strict=True))]

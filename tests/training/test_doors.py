@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import test_training as toys
+from conftest import slow
 
 from keras_bert.config import HeadConfig, OptimizerConfig, TrainConfig
 from keras_bert.errors import ConfigError
@@ -63,11 +64,11 @@ def with_lstm():
     "config",
     [
         {},
-        {"mixed_precision": "bfloat16", "grad_accum_steps": 2},
+        slow({"mixed_precision": "bfloat16", "grad_accum_steps": 2}),
         {"recompute": True, "mixed_precision": "bfloat16"},
-        {"strategy": "mirrored"},
-        pytest.param({"jit_compile": "on", "eval_batch_size": 8}, marks=pytest.mark.slow),
-        pytest.param({"lstm": True}, marks=pytest.mark.slow),
+        slow({"strategy": "mirrored"}),
+        slow({"jit_compile": "on", "eval_batch_size": 8}),
+        slow({"lstm": True}),
     ],
     ids=str,
 )
@@ -132,7 +133,7 @@ def loss_at(network, batch, shift):
     return tf.reduce_mean(losses)
 
 
-@pytest.mark.parametrize("config", [{}, {"grad_accum_steps": 4}, {"recompute": True}], ids=str)
+@pytest.mark.parametrize("config", [{}, slow({"grad_accum_steps": 4}), slow({"recompute": True})], ids=str)
 def test_a_method_of_ascent_is_five_lines(config, monkeypatch):
     monkeypatch.setitem(doors.ASCENTS, "fgm", fgm)
     start = toys.network()
