@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,10 @@ from keras_bert.text.text import Text
 from keras_bert.text.vocabulary import MASK
 from keras_bert.text.wordpiece import WordPiece
 from keras_bert.training import loop
+from keras_bert.training.doors import Doors, no_trick
 from keras_bert.training.finetune import Result, fit
 from keras_bert.training.states import locked
+from keras_bert.training.step import Trainer
 
 
 class Bert:
@@ -201,6 +203,7 @@ class Bert:
         progress: Any = sys.stderr,
         finetune: FinetuneConfig | None = None,
         choices: Sequence[Sequence[str]] | None = None,
+        trick: Callable[[Trainer], Doors] = no_trick,
     ) -> Result:
         """Fine-tune the whole network; afterwards it has the weights of the best epoch.
 
@@ -218,6 +221,7 @@ class Bert:
             finetune: smoothed and weighted labels, early stopping; see `FinetuneConfig`, whose `reinit_layers` is a
                 matter of `from_checkpoint`.
             choices: n lists of strings, of "choice".
+            trick: changes the step, see `training.doors`.
 
         Raises:
             DataError: a text that is no string, a label that is missing, unknown or no number, no rows, or
@@ -239,7 +243,7 @@ class Bert:
         with locked(folder) if folder else contextlib.nullcontext():
             keeping = loop.Keeping(folder)
             optimizer = optimizer or OptimizerConfig()
-            return self.fit_rows(train, held_out, config, optimizer, keeping, progress, finetune=finetune)
+            return self.fit_rows(train, held_out, config, optimizer, keeping, progress, finetune=finetune, trick=trick)
 
     def _check_trainable(self) -> None:
         """Raises ConfigError if fine-tuning cannot train the task."""
@@ -256,6 +260,7 @@ class Bert:
         progress: Any,
         say: loop.Say | None = None,
         finetune: FinetuneConfig | None = None,
+        trick: Callable[[Trainer], Doors] = no_trick,
     ) -> Result:
         """`fit` for rows of files, with the columns named by `data`, or for what `examples` made of them.
 
@@ -294,6 +299,7 @@ class Bert:
             progress,
             self.windows,
             finetune,
+            trick,
         )
         self._answer = {}
         return result

@@ -25,7 +25,7 @@ from keras_bert.tasks.head import Head
 from keras_bert.tasks.network import Network
 from keras_bert.text.wordpiece import misfit
 from keras_bert.training import devices
-from keras_bert.training.doors import Doors, ExtraLoss
+from keras_bert.training.doors import Doors, ExtraLoss, no_trick
 from keras_bert.training.loop import Judge, Keeping, Rounds, Say, rehearse, resume, run_rounds
 from keras_bert.training.step import Batch, Scalars, Task, Trainer, copy_weights, distribute
 
@@ -228,7 +228,7 @@ def fit(
     progress: Any = None,
     windows: WindowConfig | None = None,
     finetune: FinetuneConfig | None = None,
-    trick: Callable[[Trainer], Doors] = lambda trainer: Doors(),
+    trick: Callable[[Trainer], Doors] = no_trick,
 ) -> Result:
     """Train, evaluate after every epoch, and leave `network` with the weights of the best epoch.
 

@@ -9,12 +9,13 @@ import tensorflow as tf
 import test_training as toys
 from conftest import slow
 
+from keras_bert.bert import Bert
 from keras_bert.config import HeadConfig, OptimizerConfig, TrainConfig
 from keras_bert.errors import ConfigError
 from keras_bert.tasks.network import Network
 from keras_bert.training import doors
 from keras_bert.training.doors import Doors, ExtraLoss, Pass
-from keras_bert.training.finetune import HeadTask, LabelledRows, fit
+from keras_bert.training.finetune import HeadTask, LabelledRows
 from keras_bert.training.optimizers import AdamW
 from keras_bert.training.step import Task, Trainer
 
@@ -262,7 +263,9 @@ def test_a_further_loss_is_trained_on_and_told_but_not_evaluated():
         return dataclasses.replace(trick(trainer), after_step=(lambda: steps.append(1),))
 
     settings = TrainConfig(num_train_epochs=1, train_batch_size=8, distribution_strategy="one_device")
-    result = fit(start, toys.TEXT, toys.toy(16), toys.toy(8, 1), settings, toys.OPTIMIZER, say=len, trick=counted)
+    train, held_out = ((rows.segments[0], [str(i) for i in rows.labels]) for rows in (toys.toy(16), toys.toy(8, 1)))
+    bert = Bert(toys.TEXT, start)
+    result = bert.fit(*train, None, held_out, settings, toys.OPTIMIZER, progress=None, trick=counted)
     (record,) = result.history
     assert {"train_loss", "train_loss_loss", "train_size_loss", "eval_loss"} <= set(record)
     assert math.isclose(
