@@ -578,9 +578,10 @@ def starting_anew(encoder: EncoderConfig, layers: int) -> list[tuple[str, bool]]
     Raises:
         ConfigError: the encoder has fewer layers.
     """
-    if layers > encoder.num_layers:
-        raise ConfigError(f"reinit_layers {layers} is more than the {encoder.num_layers} layers of the model")
-    top = [(rf"(^|/)encoder/block_{i}/", True) for i in range(encoder.num_layers - layers, encoder.num_layers)]
+    blocks = encoder.num_blocks
+    if layers > blocks:
+        raise ConfigError(f"reinit_layers {layers} is more than the {blocks} layers of the model")
+    top = [(rf"(^|/)encoder/block_{i}/", True) for i in range(blocks - layers, blocks)]
     return [*top, (r"(^|/)pooler/", layers > 0), (".*", False)]
 
 

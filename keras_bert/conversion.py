@@ -24,7 +24,7 @@ from keras_bert.checkpoints.checkpoints import open_checkpoint
 from keras_bert.checkpoints.formats import FORMATS, Format, Match, extra
 from keras_bert.checkpoints.formats.settings import Contents, some
 from keras_bert.checkpoints.formats.table import entries
-from keras_bert.config import choose
+from keras_bert.config import EncoderConfig, choose
 from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.model.shapes import of_objective, parts, shapes, with_pretraining
 
@@ -189,14 +189,13 @@ def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Cont
     return dataclasses.replace(contents, encoder=encoder, text=text, remarks=tuple(remarks)), weights
 
 
-USUAL: dict[str, Any] = {
-    "positions": "absolute",
-    "attention_mask": "bidirectional",
-    "head_dim": 0,
-    "layer_heads": (),
-    "layer_units": (),
-}
-"""Settings of an encoder that other formats than ours do not have, and the values that stand for theirs."""
+EVERYWHERE = (
+    *("vocab_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_positions", "num_segments"),
+    *("activation", "hidden_dropout", "attention_dropout", "layer_norm_epsilon", "initializer_range", "pad_token_id"),
+)
+"""Settings of an encoder that every format has."""
+USUAL: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(EncoderConfig) if f.name not in EVERYWHERE}
+"""The other settings, and the values with which a model is a BERT, which every format can hold."""
 USUAL_OF_HEADS: dict[str, Any] = {"layers": "last", "head_lstm": 0, "pooling": ""}
 
 

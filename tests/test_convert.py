@@ -175,7 +175,7 @@ def ways():
             yield (name, target) if often else slow(name, target)
 
 
-@pytest.mark.parametrize(("name", "target"), ways())
+@pytest.mark.parametrize(("name", "target"), list(ways()))
 def test_a_run_with_each_head_goes_there_and_back(name, target, tmp_path):
     run = saved_run(name, tmp_path / "run")
     before = sorted(tmp_path.iterdir())

@@ -30,7 +30,7 @@ from keras_bert.text.vocabulary import MASK
 
 Tensors = dict[str, tf.Tensor]
 
-Pairs = list[tuple[tf.Tensor, tf.Tensor]]
+Pairs = list[tuple[tf.Tensor, ...]]
 """Keys and values of each block, see `encoder.Memory`."""
 
 DTYPES = (tf.float32, tf.int32, tf.string, tf.bool)
@@ -115,9 +115,9 @@ class Served:
         return features | {"num_windows": tf.ones_like(features["num_tokens"])}
 
     def _run_source(self, token_ids: Any, padding_mask: Any) -> Pairs:
-        memory = [Memory() for _ in self.model.encoder.blocks]
+        memory = [Memory() for _ in range(self.model.encoder.config.num_layers)]
         self.model.encoded({"token_ids": token_ids, "padding_mask": padding_mask}, ("sequence",), memory=memory)
-        return [(one.key, one.value) for one in memory]
+        return [one.tensors for one in memory]
 
     def _run_next(self, token_ids: Any, segment_ids: Any, positions: Any, seen: Any, pairs: Pairs) -> tuple[Any, Pairs]:
         width = tf.range(tf.shape(token_ids)[1])[tf.newaxis, :]
@@ -126,7 +126,7 @@ class Served:
         memory = [Memory(*pair) for pair in pairs]
         taps = self.model.encoded(features, self.head.taps, memory=memory, seen=seen) | {"places": width}
         logits = ops.cast(self.head(taps, training=False), "float32")
-        return logits, [(one.key, one.value) for one in memory]
+        return logits, [one.tensors for one in memory]
 
     def _run_pieces(self, ids: Any) -> tf.Tensor:
         known, count = tf.constant([*self.text_layer.vocabulary, ""]), len(self.text_layer.vocabulary)

@@ -70,7 +70,7 @@ class HeadTask(Task):
 
     def zeros(self, batch: Batch) -> Any:
         shape = tf.shape(batch["features"]["token_ids"])  # [B, T], or [B, S, T] of several rows each
-        return tf.zeros([tf.reduce_prod(shape[:-1]), shape[-1], self.network.encoder.config.hidden_dim])
+        return tf.zeros([tf.reduce_prod(shape[:-1]), shape[-1], self.network.encoder.config.embedding_width])
 
     def evaluate(self, batch: Batch) -> tuple[Scalars, dict[str, tuple[Any, Any]], dict[str, Any]]:
         logits = self.logits(batch, False)
