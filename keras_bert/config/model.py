@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from keras_bert.config.base import require
+from keras_bert.config.base import flag, require
 
 FEATURES = ("token_ids", "segment_ids", "padding_mask", "positions", "pack_ids", "order", "asks")
 """Encoder inputs, int or bool `[B, T]`; only `token_ids` is required. With `pack_ids`, a position sees only those with
@@ -16,28 +16,11 @@ class EncoderConfig:
 
     `activation` is "gelu" (exact, erf) or "gelu_tanh" (the approximation that google-research/bert, Model
     Garden and KerasHub compute under the name "gelu"). A checkpoint's origin decides which is right, so
-    the importer sets it. `max_positions` bounds the sequence length of learned absolute positions.
+    the importer sets it. `max_positions` bounds the sequence length where positions are learned.
 
     `head_dim` is the size of an attention head; 0 means `hidden_dim / num_heads`. `layer_heads` and `layer_units` give
     each layer its own number of heads and width of the feed-forward; empty means `num_heads` and `intermediate_dim`
-    everywhere. `local_window` is for masks that let a position see that many tokens around it; 0 means all.
-
-    The other fields give BERT where they are not set:
-
-    - `embedding_dim` is the width of the embedding tables; a dense layer projects them to `hidden_dim` (ALBERT, Lan et
-      al. 2020). 0 means `hidden_dim`, without a projection.
-    - `layer_groups` is how many blocks with weights of their own there are; each serves a group of neighbouring layers
-      (ALBERT). 0 means one for each layer.
-    - `norm_place` is "post" (Vaswani et al. 2017) or "pre" (Xiong et al. 2020), which also normalises after the last
-      layer. `norm` is "layer", "rms" or "scale", see `layers.NORMS`; `norm_bias` is for "layer". `embedding_norm` and
-      `first_norm` say whether the embeddings are normalised, and whether a pre-norm model normalises before the
-      attention of its first layer.
-    - `use_bias` is for the dense layers of the encoder. `feed_forward` is "dense" or "gated" (Shazeer 2020).
-    - `max_distance` is the greatest distance that "relative_sinusoidal" tells apart.
-    - `rotary_base`, `rotary_scale`, `rotary_scaling` and `rotary_value` are for rotary positions, see
-      `positions.Rotary`.
-    - `global_every` n lets layers 0, n, 2n, ... see what the mask "bidirectional" shows where `attention_mask` is
-      "local"; 0 means none. `global_rotary_base` is the base of those layers; 0 means `rotary_base`.
+    everywhere. The fields from `positions` on say what differs from BERT; their defaults are BERT.
     """
 
     vocab_size: int = 30522
@@ -53,28 +36,46 @@ class EncoderConfig:
     layer_norm_epsilon: float = 1e-12
     initializer_range: float = 0.02
     pad_token_id: int = 0
-    positions: str = "absolute"
-    attention_mask: str = "bidirectional"
     head_dim: int = 0
     layer_heads: tuple[int, ...] = ()
     layer_units: tuple[int, ...] = ()
-    local_window: int = 0
-    embedding_dim: int = 0
-    layer_groups: int = 0
-    norm_place: str = "post"
-    norm: str = "layer"
-    norm_bias: bool = True
-    embedding_norm: bool = True
-    first_norm: bool = True
-    use_bias: bool = True
-    feed_forward: str = "dense"
-    max_distance: int = 64
-    rotary_base: float = 10000.0
-    rotary_scale: float = 1.0
-    rotary_scaling: str = "linear"
-    rotary_value: bool = False
-    global_every: int = 0
-    global_rotary_base: float = 0.0
+    positions: str = flag(
+        "absolute", "How positions enter the model, see model/positions.py.", "keras_bert.model.positions:POSITIONS"
+    )
+    attention_mask: str = flag(
+        "bidirectional", "Which tokens a token attends to, see model/masks.py.", "keras_bert.model.masks:MASKS"
+    )
+    local_window: int = flag(0, "With the mask local: how many tokens around it a token attends to; 0 means all.")
+    global_every: int = flag(0, "With the mask local: layers 0, n, 2n, ... attend to all tokens; 0 means none does.")
+    embedding_dim: int = flag(
+        0, "Width of the embedding tables, which a dense layer projects (ALBERT); 0 means that of the hidden states."
+    )
+    layer_groups: int = flag(
+        0, "Layers in all share the weights of that many blocks (ALBERT has 1); 0 means that none share."
+    )
+    norm_place: str = flag(
+        "post",
+        "Layers normalise after they add (BERT) or before (Xiong et al. 2020).",
+        "keras_bert.model.norms:NORM_PLACES",
+    )
+    norm: str = flag("layer", "Kind of normalisation.", "keras_bert.model.norms:NORMS")
+    norm_bias: bool = flag(True, "Do layer norms have a bias?")
+    embedding_norm: bool = flag(True, "Are the embeddings normalised?")
+    first_norm: bool = flag(True, "With --norm_place=pre: is there a norm before the attention of the first layer?")
+    use_bias: bool = flag(True, "Do the dense layers of the encoder have biases?")
+    feed_forward: str = flag(
+        "dense", "Kind of feed-forward; gated is GeGLU (Shazeer 2020).", "keras_bert.model.encoder:FEED_FORWARDS"
+    )
+    max_distance: int = flag(64, "Greatest distance that relative_sinusoidal positions tell apart.")
+    rotary_base: float = flag(10000.0, "Base of rotary positions: the greater, the slower channels turn.")
+    global_rotary_base: float = flag(0.0, "The base in layers of --global_every; 0 means the same.")
+    rotary_scale: float = flag(1.0, "How many times longer than in training rows may be with rotary positions.")
+    rotary_scaling: str = flag(
+        "linear",
+        "What --rotary_scale does: divide positions (linear) or raise the base (ntk).",
+        "keras_bert.model.positions:SCALINGS",
+    )
+    rotary_value: bool = flag(False, "Are values turned too with rotary positions?")
 
     def __post_init__(self) -> None:
         for name in ("layer_heads", "layer_units"):

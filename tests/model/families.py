@@ -4,6 +4,10 @@ Run as a program, since PyTorch must come into a process before TensorFlow: writ
 under their names there, `token_ids`, `segment_ids`, `padding_mask` and `hidden`, the last hidden state.
 
     python families.py FOLDER
+
+Some are in transformers 4 alone. What 4.57.6 computes of them is kept in families_of_4/, made by
+
+    python families.py families_of_4 old
 """
 
 import sys
@@ -35,24 +39,30 @@ MODELS = {
     ),
 }
 """Name -> class without `Model` and `Config`, and the fields of its config."""
+SMALL = PLAIN | OFF | {"vocab_size": 20, "num_hidden_layers": 2, "max_position_embeddings": 16}
+OLD = {
+    "nezha": ("Nezha", SMALL | {"max_relative_position": 4}),
+    "relative_key": ("Bert", SMALL | {"position_embedding_type": "relative_key"}),
+    "relative_key_query": ("Bert", SMALL | {"position_embedding_type": "relative_key_query"}),
+}
 
 
-def main(folder: str) -> None:
+def main(folder: str, models: dict) -> None:
     import torch
     import transformers
 
     draw = np.random.default_rng(0)
     mask = np.arange(12) < np.array([[12], [9], [4]])
-    ids = draw.integers(5, 60, (3, 12)) * mask
+    ids = draw.integers(5, 20, (3, 12)) * mask
     segments = (np.arange(12) > 5) * mask * 1
-    for name, (kind, fields) in MODELS.items():
+    for name, (kind, fields) in models.items():
         torch.manual_seed(1)
         config = getattr(transformers, f"{kind}Config")(**fields)
         config._attn_implementation = "eager"
         model = getattr(transformers, f"{kind}Model")(config).eval()
         with torch.no_grad():
             for key, parameter in model.named_parameters():
-                if "embed_positions" in key:  # a table of sines
+                if "embed_positions" in key or "relative_positions" in key:  # tables of sines
                     continue
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter.std() == 0) * parameter)
             given = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
@@ -61,8 +71,8 @@ def main(folder: str) -> None:
             if kind == "RobertaPreLayerNorm":
                 given["position_ids"] = torch.arange(12)[None]  # not from the padding index on
             hidden = model(**given).last_hidden_state.numpy()
-        weights = {key: value.numpy() for key, value in model.state_dict().items()}
-        np.savez(
+        weights = {key: value.numpy() for key, value in model.state_dict().items() if value.is_floating_point()}
+        np.savez_compressed(
             Path(folder) / f"{name}.npz",
             token_ids=ids,
             segment_ids=segments if "token_type_ids" in given else 0 * ids,
@@ -73,4 +83,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], OLD if sys.argv[2:] else MODELS)
