@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -87,7 +88,12 @@ class Signature:
                 raise RequestError(f"Input {name} of signature {self.name} must have shape [{wanted}] but got [{got}]")
 
 
-Run = Callable[[Signature, Arrays], Arrays]
+class Call(NamedTuple):
+    """A request that was read: what to run, and how its outputs are written."""
+
+    signature: Signature
+    inputs: Arrays
+    write: Callable[[Arrays], bytes]
 
 
 class Servable:
@@ -127,11 +133,11 @@ class Servable:
             "metadata": {"signature_def": {"signature_def": self._definitions}},
         }
 
-    def predict(self, document: Mapping[str, Any], run: Run) -> bytes:
-        """Answers one parsed `:predict` request; `run` applies a signature.
+    def predict(self, document: Mapping[str, Any]) -> Call:
+        """Reads one parsed `:predict` request.
 
         Raises:
-            RequestError: the request does not fit the model, or an operation in the graph failed.
+            RequestError: the request does not fit the model.
         """
         name = json_tensor.signature_name(document)
         if name not in self.signatures:
@@ -140,10 +146,10 @@ class Servable:
         if not signature.dtypes:
             raise RequestError(f"Failed to get input map for signature: {name}")
         inputs, row_form = json_tensor.read_inputs(document, signature.dtypes)
-        return json_tensor.write_outputs(run(signature, inputs), row_form)
+        return Call(signature, inputs, partial(json_tensor.write_outputs, row_form=row_form))
 
-    def classify(self, document: Mapping[str, Any], run: Run) -> bytes:
-        """Answers one parsed `:classify` request; the signature gives `classes`, `scores` or both, `[B, n]`."""
+    def classify(self, document: Mapping[str, Any]) -> Call:
+        """Reads one parsed `:classify` request; the signature gives `classes`, `scores` or both, `[B, n]`."""
         signature = self._of_examples(document)
         names = signature.outputs.keys()
         if len(names) > 2:
@@ -153,28 +159,15 @@ class Servable:
                 'Expected classification signature outputs to contain at least one of "classes" or "scores".'
             )
         rows = examples.read_examples(document)
-        found = run(signature, {"inputs": rows})
-        for name, kind in (("classes", "O"), ("scores", "f")):
-            if name in found and (found[name].ndim != 2 or len(found[name]) != len(rows)):
-                shape = ",".join(map(str, found[name].shape))
-                raise RequestError(f"Expected Tensor shape: [batch_size num_classes] but got [{shape}]")
-            if name in found and found[name].dtype.kind != kind:
-                raise RequestError(f"Expected {name} Tensor of {'DT_STRING' if kind == 'O' else 'DT_FLOAT'}.")
-        return examples.write_classes(found.get("classes"), found.get("scores"))
+        return Call(signature, {"inputs": rows}, partial(_write_classes, rows=len(rows)))
 
-    def regress(self, document: Mapping[str, Any], run: Run) -> bytes:
-        """Answers one parsed `:regress` request; the signature gives `outputs`, `[B]` or `[B, 1]`."""
+    def regress(self, document: Mapping[str, Any]) -> Call:
+        """Reads one parsed `:regress` request; the signature gives `outputs`, `[B]` or `[B, 1]`."""
         signature = self._of_examples(document)
         if signature.outputs.keys() != {"outputs"}:
             raise RequestError("No regression outputs found in SignatureDef; it must have one, named outputs")
         rows = examples.read_examples(document)
-        values = run(signature, {"inputs": rows})["outputs"]
-        if values.shape not in ((len(rows),), (len(rows), 1)):
-            shape = ",".join(map(str, values.shape))
-            raise RequestError(
-                f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got [{shape}]"
-            )
-        return examples.write_values(values)
+        return Call(signature, {"inputs": rows}, partial(_write_values, rows=len(rows)))
 
     def _of_examples(self, document: Mapping[str, Any]) -> Signature:
         """The signature of a request, which must take serialized tf.Examples."""
@@ -228,6 +221,26 @@ class Servable:
         if inputs.keys() != signature.inputs.keys():
             raise RequestError(f"signature {name!r} takes {sorted(signature.inputs)}, not {sorted(inputs)}")
         signature(inputs)
+
+
+def _write_classes(found: Arrays, rows: int) -> bytes:
+    for name, kind in (("classes", "O"), ("scores", "f")):
+        if name in found and (found[name].ndim != 2 or len(found[name]) != rows):
+            shape = ",".join(map(str, found[name].shape))
+            raise RequestError(f"Expected Tensor shape: [batch_size num_classes] but got [{shape}]")
+        if name in found and found[name].dtype.kind != kind:
+            raise RequestError(f"Expected {name} Tensor of {'DT_STRING' if kind == 'O' else 'DT_FLOAT'}.")
+    return examples.write_classes(found.get("classes"), found.get("scores"))
+
+
+def _write_values(found: Arrays, rows: int) -> bytes:
+    values = found["outputs"]
+    if values.shape not in ((rows,), (rows, 1)):
+        shape = ",".join(map(str, values.shape))
+        raise RequestError(
+            f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got [{shape}]"
+        )
+    return examples.write_values(values)
 
 
 def _read_signature_defs(directory: Path) -> dict[str, Any]:
