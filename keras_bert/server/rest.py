@@ -33,12 +33,11 @@ from keras_bert.server import json_tensor
 from keras_bert.server.batching import Batcher
 from keras_bert.server.counters import Metrics
 from keras_bert.server.json_tensor import RequestError
-from keras_bert.server.servable import Servable
+from keras_bert.server.servable import ACTIONS, Servable
 from keras_bert.server.settings import ModelConfig, ServerConfig
 from keras_bert.server.swapping import Model, Watcher, log, not_found
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
-ACTIONS = {"predict": Servable.predict, "classify": Servable.classify, "regress": Servable.regress}
 _MODEL = r"/v1/models/([^/:]+)(?:/versions/([0-9]+)|/labels/([^/:]+))?"
 _PATHS = {
     "POST": re.compile(rf"{_MODEL}:({'|'.join(ACTIONS)})", re.IGNORECASE),
@@ -94,7 +93,9 @@ class Service:
         start, status = time.monotonic(), 500
         try:
             document = json_tensor.parse_document(self._inflate(body) if gzipped else body)
-            content = ACTIONS[target.action](self._find(target), document, self._run)
+            action = ACTIONS[target.action]
+            name, given = json_tensor.signature_name(document), action.read(document)
+            content = action.answer(self._find(target), name, given, self._run)  # found late: a bad request comes first
             status = 200
             self._count_rows(target.name, document)
             return content

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -127,13 +127,12 @@ class Servable:
             "metadata": {"signature_def": {"signature_def": self._definitions}},
         }
 
-    def predict(self, document: Mapping[str, Any], run: Run) -> bytes:
-        """Answers one parsed `:predict` request; `run` applies a signature.
+    def predict(self, name: str, document: Mapping[str, Any], run: Run) -> bytes:
+        """Answers one parsed `:predict` request for the signature `name`; `run` applies it.
 
         Raises:
             RequestError: the request does not fit the model, or an operation in the graph failed.
         """
-        name = json_tensor.signature_name(document)
         if name not in self.signatures:
             raise RequestError(f'Serving signature name: "{name}" not found in signature def')
         signature = self.signatures[name]
@@ -142,9 +141,10 @@ class Servable:
         inputs, row_form = json_tensor.read_inputs(document, signature.dtypes)
         return json_tensor.write_outputs(run(signature, inputs), row_form)
 
-    def classify(self, document: Mapping[str, Any], run: Run) -> bytes:
-        """Answers one parsed `:classify` request; the signature gives `classes`, `scores` or both, `[B, n]`."""
-        signature = self._of_examples(document)
+    def classify(self, name: str, rows: np.ndarray, run: Run) -> bytes:
+        """Answers a `:classify` request, serialized examples `[B]`; the signature gives `classes`, `scores` or both,
+        `[B, n]`."""
+        signature = self._of_examples(name)
         names = signature.outputs.keys()
         if len(names) > 2:
             raise RequestError(f"Expected one or two output Tensors, found {len(names)}")
@@ -152,22 +152,20 @@ class Servable:
             raise RequestError(
                 'Expected classification signature outputs to contain at least one of "classes" or "scores".'
             )
-        rows = examples.read_examples(document)
         found = run(signature, {"inputs": rows})
-        for name, kind in (("classes", "O"), ("scores", "f")):
-            if name in found and (found[name].ndim != 2 or len(found[name]) != len(rows)):
-                shape = ",".join(map(str, found[name].shape))
+        for output, kind in (("classes", "O"), ("scores", "f")):
+            if output in found and (found[output].ndim != 2 or len(found[output]) != len(rows)):
+                shape = ",".join(map(str, found[output].shape))
                 raise RequestError(f"Expected Tensor shape: [batch_size num_classes] but got [{shape}]")
-            if name in found and found[name].dtype.kind != kind:
-                raise RequestError(f"Expected {name} Tensor of {'DT_STRING' if kind == 'O' else 'DT_FLOAT'}.")
+            if output in found and found[output].dtype.kind != kind:
+                raise RequestError(f"Expected {output} Tensor of {'DT_STRING' if kind == 'O' else 'DT_FLOAT'}.")
         return examples.write_classes(found.get("classes"), found.get("scores"))
 
-    def regress(self, document: Mapping[str, Any], run: Run) -> bytes:
-        """Answers one parsed `:regress` request; the signature gives `outputs`, `[B]` or `[B, 1]`."""
-        signature = self._of_examples(document)
+    def regress(self, name: str, rows: np.ndarray, run: Run) -> bytes:
+        """Answers a `:regress` request, serialized examples `[B]`; the signature gives `outputs`, `[B]` or `[B, 1]`."""
+        signature = self._of_examples(name)
         if signature.outputs.keys() != {"outputs"}:
             raise RequestError("No regression outputs found in SignatureDef; it must have one, named outputs")
-        rows = examples.read_examples(document)
         values = run(signature, {"inputs": rows})["outputs"]
         if values.shape not in ((len(rows),), (len(rows), 1)):
             shape = ",".join(map(str, values.shape))
@@ -176,9 +174,8 @@ class Servable:
             )
         return examples.write_values(values)
 
-    def _of_examples(self, document: Mapping[str, Any]) -> Signature:
-        """The signature of a request, which must take serialized tf.Examples."""
-        name = json_tensor.signature_name(document)
+    def _of_examples(self, name: str) -> Signature:
+        """The signature `name`, which must take serialized tf.Examples."""
         if name not in self.signatures:
             raise RequestError(f"No signature was found with the name: {name}")
         signature = self.signatures[name]
@@ -228,6 +225,20 @@ class Servable:
         if inputs.keys() != signature.inputs.keys():
             raise RequestError(f"signature {name!r} takes {sorted(signature.inputs)}, not {sorted(inputs)}")
         signature(inputs)
+
+
+class Action(NamedTuple):
+    """What a verb of a path does: `read` takes what it needs out of a document, `answer` answers that."""
+
+    read: Callable[[Mapping[str, Any]], Any]
+    answer: Callable[[Servable, str, Any, Run], bytes]
+
+
+ACTIONS = {
+    "predict": Action(lambda document: document, Servable.predict),
+    "classify": Action(examples.read_examples, Servable.classify),
+    "regress": Action(examples.read_examples, Servable.regress),
+}
 
 
 def _read_signature_defs(directory: Path) -> dict[str, Any]:
