@@ -2,7 +2,9 @@
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from keras_bert.cli.flags import Flags
@@ -38,6 +40,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError("--export_dir must be given, or --model_config_file")
     if file and (base or flags["model_name"]):
         raise ConfigError("--model_config_file takes the place of --export_dir and --model_name; give one of them")
+    if flags["model_config_file_poll_wait_seconds"] and not file:
+        raise ConfigError("--model_config_file_poll_wait_seconds needs --model_config_file")
     if not 0 <= flags["port"] <= 65535:
         raise ConfigError(f"--port must be from 0 to 65535, got {flags['port']}")
     config = flags.config(ServerConfig)
@@ -49,14 +53,19 @@ def main(argv: list[str]) -> int:
     from keras_bert.server import serve
 
     logger = logging.getLogger("keras_bert.server")
-    handler, level = logging.StreamHandler(), logger.level
+    handler, before = logging.StreamHandler(), (logger.level, logger.propagate)
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    logger.propagate = False  # a handler of the root logger would say each line again
     try:
-        serve(models, flags["host"], flags["port"], config)
+        ended = serve(models, flags["host"], flags["port"], config, partial(read_model_config, file) if file else None)
     finally:  # the process may go on: leave the logging as it was
         logger.removeHandler(handler)
-        logger.setLevel(level)
+        logger.level, logger.propagate = before
+    if not ended:  # a model computes on, and Python would wait for its thread
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

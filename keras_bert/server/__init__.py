@@ -7,4 +7,4 @@ of TF Serving, so that a client written against it runs unchanged against the re
 
 from keras_bert.rooms import exported
 
-__getattr__, __dir__ = exported(__name__, {"rest": "create_app serve"})
+__getattr__, __dir__ = exported(__name__, {"rest": "create_app", "running": "serve"})

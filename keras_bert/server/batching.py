@@ -4,10 +4,15 @@ Answers are those of single requests. Texts are tokenized in the graph, so their
 rows of token ids are padded with zeros to the longest, and outputs cut back (only where `Signature.padded` allows
 it: otherwise rows of one shape run together). When a batch fails, its requests run again one by one, so a bad row
 is answered with an error to its own request alone.
+
+A request of more rows than a batch is cut into pieces, of which only a few wait in the queue at a time: requests that
+come later are not kept waiting for all of it. What nobody waits for any more is not run.
 """
 
+import asyncio
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +26,7 @@ from keras_bert.server.settings import ServerConfig
 
 @dataclass
 class _Task:
-    """One request in the queue; those of the same `group` may run together."""
+    """A request in the queue, or a piece of one; those of the same `group` may run together."""
 
     signature: Signature
     inputs: Arrays
@@ -36,38 +41,85 @@ class Batcher:
     """Runs signatures on `config.num_batch_threads` threads, several requests at a time.
 
     A thread that becomes free takes the oldest requests that may run together, up to `config.max_batch_size` rows; it
-    waits for more of them until the first has waited for `config.batch_timeout_micros`. A request is never split.
+    waits for more of them until the first has waited for `config.batch_timeout_micros`.
     """
 
     def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
         self._max_rows, self._patience = config.max_batch_size, config.batch_timeout_micros / 1e6
-        self._metrics = metrics
+        self._threads, self._metrics = config.num_batch_threads, metrics
         self._waiting: dict[Any, list[_Task]] = {}
         self._changed = threading.Condition()
+        self.running = 0  # batches that are computed now
         for i in range(config.num_batch_threads):
             threading.Thread(target=self._work, name=f"batch-{i}", daemon=True).start()
 
-    def __call__(self, signature: Signature, inputs: Arrays) -> Arrays:
-        """The outputs of `signature` for these inputs, alone or in company; blocks until they are there.
+    async def __call__(self, signature: Signature, inputs: Arrays) -> Arrays:
+        """The outputs of `signature` for these inputs, alone or in company.
+
+        When this is cancelled, rows that are not computed yet never are.
 
         Raises:
             RequestError: an operation in the graph failed on these inputs.
         """
-        group, rows = _group(signature, inputs), _rows(inputs)
+        if _group(signature, inputs) is None or rows_of(inputs) <= self._max_rows:
+            return await self._one(signature, inputs)
+        starts = range(0, rows_of(inputs), self._max_rows)
+        pieces = [{k: v[start : start + self._max_rows] for k, v in inputs.items()} for start in starts]
+        answers: list[Arrays] = [{}] * len(pieces)
+        places = iter(range(len(pieces)))
+
+        async def in_turn(places: Iterator[int]) -> None:
+            for place in places:
+                answers[place] = await self._one(signature, pieces[place])
+
+        workers = [asyncio.ensure_future(in_turn(places)) for _ in range(self._threads)]  # they share `places`
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+        return {name: await self._put_together(signature, name, pieces, answers) for name in signature.outputs}
+
+    async def _one(self, signature: Signature, inputs: Arrays) -> Arrays:
+        group, rows = _group(signature, inputs), rows_of(inputs)
         alone = group is None or not 0 < rows < self._max_rows
         task = _Task(signature, inputs, rows, object() if alone else group, 0.0 if alone else self._patience)
         with self._changed:
             self._waiting.setdefault(task.group, []).append(task)
             self._changed.notify_all()
-        return task.answer.result()
+        return await asyncio.wrap_future(task.answer)
+
+    async def _put_together(
+        self, signature: Signature, name: str, pieces: list[Arrays], answers: list[Arrays]
+    ) -> np.ndarray:
+        """One output of all pieces. Where the model fills rows up to the longest, they get one length here.
+
+        What it fills them with is seen when a row of the narrowest piece runs beside those of the widest.
+        """
+        parts = [answer[name] for answer in answers]
+        shapes = [part.shape[1:] for part in parts]
+        if len(set(shapes)) == 1:
+            return np.concatenate(parts)
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        narrow, wide = (pieces[sizes.index(size)] for size in (min(sizes), max(sizes)))
+        found = await self._one(signature, {k: np.concatenate([narrow[k][:1], v]) for k, v in wide.items()})
+        full = (sum(map(len, parts)), *np.max(shapes, axis=0))
+        joined, row = np.full(full, found[name][0].flat[-1], parts[0].dtype), 0
+        for part in parts:
+            joined[(slice(row, row + len(part)), *map(slice, part.shape[1:]))] = part
+            row += len(part)
+        return joined
 
     def _work(self) -> None:
         while True:
-            tasks = self._take()
+            tasks = [task for task in self._take() if task.answer.set_running_or_notify_cancel()]
             now = time.monotonic()
             for task in tasks:
                 self._metrics.observe("batching_session:queuing_latency", (now - task.arrived) * 1e6, "batch_threads")
-            self._run(tasks)
+            if tasks:
+                self._run(tasks)
+            with self._changed:
+                self.running -= 1
 
     def _take(self) -> list[_Task]:
         """Waits for requests that are due, and takes them out of the queue."""
@@ -77,6 +129,7 @@ class Batcher:
                 for group, tasks in self._waiting.items():
                     wait = tasks[0].arrived + tasks[0].patience - now
                     if wait <= 0 or sum(task.rows for task in tasks) >= self._max_rows:
+                        self.running += 1
                         return self._cut(group)
                     due.append(wait)
                 self._changed.wait(min(due, default=None))
@@ -112,7 +165,7 @@ class Batcher:
             task.answer.set_result(answer)
 
 
-def _rows(inputs: Arrays) -> int:
+def rows_of(inputs: Arrays) -> int:
     """The common first dimension; 0 where there is none."""
     sizes = {len(array) if array.ndim else 0 for array in inputs.values()}
     return sizes.pop() if len(sizes) == 1 else 0

@@ -4,25 +4,24 @@ It answers status, metadata, `:predict`, `:classify`, `:regress` and metrics. No
 """
 
 import asyncio
+import gzip
+import io
 import json
 import os
 import re
-import signal
-import socket
-import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from keras_bert.errors import ConfigError
 
 try:
-    import uvicorn
     from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
     from starlette.routing import Route
@@ -30,23 +29,27 @@ except ModuleNotFoundError as missing:
     raise ConfigError(f"the server needs {missing.name}: pip install keras3-bert[serve]") from missing
 
 from keras_bert.server import json_tensor
-from keras_bert.server.batching import Batcher
+from keras_bert.server.batching import Batcher, rows_of
 from keras_bert.server.counters import Metrics
 from keras_bert.server.json_tensor import RequestError
-from keras_bert.server.servable import ACTIONS, Servable
+from keras_bert.server.servable import ACTIONS, Call, Servable
 from keras_bert.server.settings import ModelConfig, ServerConfig
-from keras_bert.server.swapping import Model, Watcher, log, not_found
+from keras_bert.server.swapping import Models, Watcher, not_found
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
-_MODEL = r"/v1/models/([^/:]+)(?:/versions/([0-9]+)|/labels/([^/:]+))?"
+_WHICH = r"(?:/versions/([0-9]+)|/labels/([^/:]+))?"
 _PATHS = {
-    "POST": re.compile(rf"{_MODEL}:({'|'.join(ACTIONS)})", re.IGNORECASE),
-    "GET": re.compile(_MODEL + r"(/metadata)?", re.IGNORECASE),
+    "POST": re.compile(rf"/v1/models/([^/:]+){_WHICH}:({'|'.join(ACTIONS)})", re.IGNORECASE),
+    "GET": re.compile(rf"/v1/models(?:/([^/:]+))?{_WHICH}(/metadata)?", re.IGNORECASE),
 }
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
 _MAX_VERSION = 2**63 - 1
 _MAX_INFLATED = 100 * 2**20
-_DRAIN_SECONDS = 30
 _STATUS_NAMES = {
     200: "OK",
     400: "INVALID_ARGUMENT",
@@ -58,7 +61,9 @@ _STATUS_NAMES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }  # others are INTERNAL
-_EXAMPLES = {"O": '"some text"', "f": "1.0", "b": "true"}  # and 1
+
+
+Reread = Callable[[], Mapping[str, ModelConfig]]
 
 
 class Target(NamedTuple):
@@ -71,87 +76,121 @@ class Target(NamedTuple):
 
 
 class Service:
-    """The models and what their requests share; `answer` may be called from any thread."""
+    """The models and what their requests share; all requests are answered on one event loop."""
 
-    def __init__(self, models: Mapping[str, ModelConfig], config: ServerConfig) -> None:
+    def __init__(self, models: Mapping[str, ModelConfig], config: ServerConfig, reread: Reread | None = None) -> None:
         self.config, self.metrics = config, Metrics()
-        self.models = {name: Model(name, model, self.metrics) for name, model in models.items()}
+        self.models = Models(models, self.metrics, reread or (lambda: models))
         self._run = Batcher(config, self.metrics)
+        self._threads = ThreadPoolExecutor(2 + (os.cpu_count() or 1), "request")  # they read and write, and never wait
+        self._jobs: set[Future] = set()
+        self.watcher = Watcher(
+            (config.file_system_poll_wait_seconds, self.models.poll),
+            (config.model_config_file_poll_wait_seconds, self.models.reload),
+        )
 
     def describe(self, target: Target) -> dict[str, Any]:
-        """The answer to a status or metadata request; refusals are raised as RequestError."""
-        model = self.models.get(target.name)
+        """The answer to a status or metadata request; refusals are raised as RequestError.
+
+        The status of a label is that of all versions, as in TF Serving, even if there is no such label.
+        """
+        model = self.models.by_name.get(target.name)
         if target.action:
             return self._find(target).metadata()
         if model is None:
             which = "any versions" if target.version is None else f"version {target.version}"
             raise RequestError(f"Could not find {which} of model {target.name}", status=404)
-        return model.status(target.version, target.label)
+        return model.status(target.version)
 
-    def answer(self, target: Target, body: bytes, gzipped: bool) -> bytes:
-        """The body of the answer to a request for answers; refusals are raised as RequestError."""
-        start, status = time.monotonic(), 500
+    async def answer(self, target: Target, body: bytes, gzipped: bool) -> bytes:
+        """The body of the answer to a request for answers; refusals are raised as RequestError.
+
+        When this is cancelled, or `request_timeout` is over, what is not computed yet never is.
+        """
+        start, status, seconds = time.monotonic(), 500, self.config.request_timeout
         try:
-            document = json_tensor.parse_document(self._inflate(body) if gzipped else body)
-            action = ACTIONS[target.action]
-            name, given = json_tensor.signature_name(document), action.read(document)
-            content = action.answer(self._find(target), name, given, self._run)  # found late: a bad request comes first
+            async with asyncio.timeout(seconds or None):
+                call = await self._in_thread(self._read, target, body, gzipped)
+                outputs = await self._run(call.signature, call.inputs)
+                content = await self._in_thread(call.write, outputs)
             status = 200
-            self._count_rows(target.name, document)
+            self._count_rows(target.name, rows_of(call.inputs))
             return content
+        except TimeoutError:
+            status = 504
+            raise RequestError(f"The request took longer than the {seconds:g} s of --request_timeout", 504) from None
+        except asyncio.CancelledError:
+            status = 499
+            raise
         except RequestError as error:
             status = error.status
             raise
         finally:
-            if target.name in self.models:  # other names would let clients make up series
+            if target.name in self.models.by_name:  # other names would let clients make up series
                 self.metrics.count("request_count", target.name, _STATUS_NAMES.get(status, "INTERNAL"))
                 elapsed = (time.monotonic() - start) * 1e6
                 self.metrics.observe("request_latency", elapsed, target.name, target.action, "REST")
 
-    def _count_rows(self, name: str, document: Mapping[str, Any]) -> None:
-        rows = document.get("instances") or document.get("examples")
-        if isinstance(rows, list):
-            self.metrics.observe("request_example_counts", len(rows), name)
-            self.metrics.count("request_example_count_total", name, by=len(rows))
+    def is_idle(self) -> bool:
+        """Is nothing being read, computed, written or loaded?"""
+        return not (self._jobs or self._run.running or self.watcher.is_alive())
+
+    async def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
+        """What `work` gives, while other requests go on."""
+        job = self._threads.submit(work, *args)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        return await asyncio.wrap_future(job)
+
+    def _read(self, target: Target, body: bytes, gzipped: bool) -> Call:
+        document = json_tensor.parse_document(self._inflate(body) if gzipped else body)
+        action = ACTIONS[target.action]
+        name, given = json_tensor.signature_name(document), action.read(document)
+        call = action.call(self._find(target), name, given)  # found late: a bad request comes first
+        rows, most = rows_of(call.inputs), self.config.max_request_rows
+        if rows > most:
+            raise RequestError(f"The request has {rows} rows, but --max_request_rows is {most}; send parts of it", 413)
+        return call
+
+    def _count_rows(self, name: str, rows: int) -> None:
+        if rows:
+            self.metrics.observe("request_example_counts", rows, name)
+            self.metrics.count("request_example_count_total", name, by=rows)
 
     def _find(self, target: Target) -> Servable:
-        if target.name not in self.models:
+        if target.name not in self.models.by_name:
             raise not_found(target.name, target.version)
-        return self.models[target.name].servable(target.version, target.label)
+        return self.models.by_name[target.name].servable(target.version, target.label)
 
     def _inflate(self, body: bytes) -> bytes:
-        """Undoes gzip; a broken body becomes an empty one, as in TF Serving."""
-        inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        """Undoes gzip, of all members; a broken body becomes an empty one, as in TF Serving."""
         limit = min(self.config.max_request_bytes, _MAX_INFLATED)
         try:
-            text = inflater.decompress(body, limit + 1)
-        except zlib.error:
+            text = gzip.GzipFile(fileobj=io.BytesIO(body)).read(limit + 1)
+        except (OSError, EOFError, zlib.error):
             return b""
         if len(text) > limit:
-            raise _too_large(limit)
-        return text if inflater.eof else b""
+            raise RequestError(_too_large(limit), 413)
+        return text
 
 
-def create_app(models: Mapping[str, str | ModelConfig], config: ServerConfig | None = None) -> Starlette:
+def create_app(
+    models: Mapping[str, str | ModelConfig], config: ServerConfig | None = None, reread: Reread | None = None
+) -> Starlette:
     """Loads the models and returns the ASGI application that serves them.
 
     Args:
         models: for each model name, the base directory that holds its integer version directories, or more.
+        config: how requests are taken and run.
+        reread: gives the models anew, every `model_config_file_poll_wait_seconds`.
 
     Raises:
         ConfigError: no model is given, or a name cannot stand in a path.
         CheckpointError: a model cannot be loaded.
     """
-    if not models:
-        raise ConfigError("no model to serve; give at least one name with its base directory")
-    for name in models:
-        if not name or "/" in name or ":" in name:
-            raise ConfigError(f"model name {name!r} cannot stand in a path; use letters, digits, - and _")
     config = config or ServerConfig()
     configs = {name: ModelConfig(model) if isinstance(model, str) else model for name, model in models.items()}
-    service = Service(configs, config)
-    # A request blocks its thread while it waits for company; TF Serving advises two per row of a batch.
-    threads = ThreadPoolExecutor(max(4 * (os.cpu_count() or 1), 2 * config.max_batch_size), "request")
+    service = Service(configs, config, reread)
 
     async def answer(request: Request) -> Response:
         path = request.scope.get("raw_path", request.url.path.encode()).decode("latin-1")
@@ -159,97 +198,58 @@ def create_app(models: Mapping[str, str | ModelConfig], config: ServerConfig | N
             return Response(service.metrics.page(), media_type="text/plain")
         if not path.lower().startswith("/v1/"):
             return Response(status_code=404)
+        response = await answer_v1(request, path)
+        if config.rest_api_enable_cors_support:
+            response.headers.update(_CORS)
+        return response
+
+    async def answer_v1(request: Request, path: str) -> Response:
         try:
+            if request.method == "OPTIONS":
+                return _preflight(request)
             target = _parse(request.method, path)
             if request.method == "GET":
                 return Response(json.dumps(service.describe(target), indent=4), media_type="application/json")
             body = await _read(request, config.max_request_bytes)
             gzipped = "gzip" in request.headers.get("content-encoding", "").lower()
-            loop = asyncio.get_running_loop()
-            content = await loop.run_in_executor(threads, service.answer, target, body, gzipped)
+            content = await _while_there(request, service.answer(target, body, gzipped))
             return Response(content, media_type="application/json")
+        except Unread as error:
+            return refusal(str(error), error.status, {"Connection": "close"} if error.close else None)
         except RequestError as error:
-            return _error_response(str(error), error.status)
+            return refusal(str(error), error.status)
         except ClientDisconnect:
             return Response(status_code=499)
+        except asyncio.CancelledError:  # the server ends, and waits no longer
+            return refusal("The server is shutting down; send the request again", 503)
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return refusal(error.detail, error.status_code, error.headers)
 
     async def failed(request: Request, error: Exception) -> Response:
-        return _error_response(f"internal error ({type(error).__name__}); the server's log has it", 500)
+        return refusal(f"internal error ({type(error).__name__}); the server's log has it", 500)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        watcher = Watcher(service.models.values(), config.file_system_poll_wait_seconds)
-        if config.file_system_poll_wait_seconds:
-            watcher.start()
+        service.watcher.start()
         yield
-        watcher.stop()
+        service.watcher.stop()
 
     routes = [Route("/{path:path}", answer, methods=_METHODS)]
-    app = Starlette(routes=routes, exception_handlers={Exception: failed}, lifespan=lifespan)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: refused, Exception: failed}, lifespan=lifespan)
     app.state.service = service
     return app
 
 
-def serve(
-    models: Mapping[str, str | ModelConfig],
-    host: str = "127.0.0.1",
-    port: int = 8501,
-    config: ServerConfig | None = None,
-) -> None:
-    """Serves the models over HTTP until SIGTERM or SIGINT, then finishes open requests and returns.
-
-    Prints one line per model on standard output once connections are accepted; what happens to versions later,
-    and a request to try for each model, is logged. Outside the main thread (in a notebook, say) no signal is
-    caught, and the server runs as long as its thread.
-
-    Args:
-        models: for each model name, the base directory that holds its integer version directories, or more.
-        host: the address to listen on.
-        port: the port to listen on; 0 picks a free one.
-
-    Raises:
-        ConfigError: the address cannot be used, no model is given, or a name cannot stand in a path.
-        CheckpointError: a model cannot be loaded.
-    """
-    app = create_app(models, config)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_DRAIN_SECONDS))
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"cannot listen on {host}:{port} ({error}); use another port, or 0") from error
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or each answer waits 40 ms for an acknowledgement
-    with listener, _stop_signals(server):
-        address = f"[{host}]" if ":" in host else host
-        for model in app.state.service.models.values():
-            url = f"http://{address}:{listener.getsockname()[1]}/v1/models/{quote(model.name)}"
-            servable = model.servable()
-            print(f"serving {model.name} version {servable.version} on {url}", flush=True)
-            log.info("try it: curl -d '%s' %s:predict", _example(servable), url)
-        server.run(sockets=[listener])
-
-
-@contextmanager
-def _stop_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Makes SIGTERM and SIGINT a normal end: uvicorn raises them again after its own shutdown."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: Any) -> None:
-        server.should_exit = True
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _preflight(request: Request) -> Response:
+    """The answer to what a browser asks before it lets a page of another site ask."""
+    if not re.match("https?://.", request.headers.get("origin", "")):
+        raise RequestError("Origin header is missing in CORS preflight")
+    return Response(media_type="application/json")
 
 
 def _parse(method: str, path: str) -> Target:
-    if method == "GET" and path.lower() == "/v1/models":
-        raise RequestError("Missing model name in request.")
     match = _PATHS[method].fullmatch(path) if method in _PATHS else None
     if not match:
         raise RequestError(f"Malformed request: {method} {path}")
@@ -257,44 +257,67 @@ def _parse(method: str, path: str) -> Target:
     digits = (version or "").lstrip("0")
     if len(digits) > 19 or int(digits or 0) > _MAX_VERSION:
         raise RequestError(f"Failed to convert version: {version} to numeric.")
+    if not name:  # `versions` in /v1/models/versions/1 is no name, as in TF Serving
+        raise RequestError("Missing model name in request.")
     number = int(digits or 0) if version else None
     return Target(unquote(name), number, unquote(label) if label else None, (action or "").lower())
 
 
+class Unread(RequestError):
+    """A refusal of a body that was not read to its end; `close` says that the connection cannot be used again."""
+
+    def __init__(self, message: str, status: int, close: bool):
+        super().__init__(message, status)
+        self.close = close
+
+
 async def _read(request: Request, limit: int) -> bytes:
-    """The body. One that is too large is still taken in, up to a point, so that the client reads the refusal."""
-    chunks: list[bytes] = []
-    size = 0
+    """The body.
+
+    Of one that is too large the rest is thrown away by uvicorn, so that the client comes to read the refusal.
+
+    Raises:
+        Unread: it is too large.
+        ClientDisconnect: the client leaves before its end.
+    """
+    length = int(request.headers.get("content-length", 0))
+    if length > limit:
+        waits = "expect" in request.headers  # for "100 Continue"; refused now, it never sends the body
+        raise Unread(_too_large(limit), 413, close=waits or length > 4 * limit)
+    body = bytearray()
     async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            chunks.clear()
-        else:
-            chunks.append(chunk)
-        if size > 4 * limit:
-            break
-    if size > limit:
-        raise _too_large(limit)
-    return b"".join(chunks)
+        body += chunk
+        if len(body) > limit:
+            raise Unread(_too_large(limit), 413, close=False)
+    return bytes(body)
 
 
-def _too_large(limit: int) -> RequestError:
-    return RequestError(f"The request body is larger than {limit} bytes", status=413)
+async def _while_there(request: Request, answer: Coroutine[Any, Any, bytes]) -> bytes:
+    """The result of `answer`, which is cancelled when the client leaves.
+
+    Raises:
+        ClientDisconnect: it has left.
+    """
+
+    async def leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(leaves())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
 
 
-def _example(servable: Servable) -> str:
-    """A small request that the model's default signature can read."""
-    signature = servable.signatures.get("serving_default") or next(iter(servable.signatures.values()))
-    values = {}
-    for name, shape in signature.inputs.items():
-        value = _EXAMPLES.get(signature.dtypes[name].kind, "1")
-        for size in reversed((shape or ())[1:]):
-            value = "[" + ", ".join([value] * (size or 2)) + "]"
-        values[name] = value
-    inputs = ", ".join(f'"{name}": {value}' for name, value in values.items())
-    extra = "" if signature.name == "serving_default" else f'"signature_name": "{signature.name}", '
-    return f'{{{extra}"instances": [{next(iter(values.values())) if len(values) == 1 else f"{{{inputs}}}"}]}}'
+def _too_large(limit: int) -> str:
+    return f"The request body is larger than {limit} bytes"
 
 
-def _error_response(message: str, status: int) -> Response:
-    return Response(json.dumps({"error": message}), status, media_type="application/json")
+def refusal(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer in the form of all errors."""
+    return Response(json.dumps({"error": message}), status, headers, media_type="application/json")

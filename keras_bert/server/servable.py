@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +88,12 @@ class Signature:
                 raise RequestError(f"Input {name} of signature {self.name} must have shape [{wanted}] but got [{got}]")
 
 
-Run = Callable[[Signature, Arrays], Arrays]
+class Call(NamedTuple):
+    """A request that was read: what to run, and how its outputs are written."""
+
+    signature: Signature
+    inputs: Arrays
+    write: Callable[[Arrays], bytes]
 
 
 class Servable:
@@ -127,11 +133,11 @@ class Servable:
             "metadata": {"signature_def": {"signature_def": self._definitions}},
         }
 
-    def predict(self, name: str, document: Mapping[str, Any], run: Run) -> bytes:
-        """Answers one parsed `:predict` request for the signature `name`; `run` applies it.
+    def predict(self, name: str, document: Mapping[str, Any]) -> Call:
+        """Reads one parsed `:predict` request for the signature `name`.
 
         Raises:
-            RequestError: the request does not fit the model, or an operation in the graph failed.
+            RequestError: the request does not fit the model.
         """
         if name not in self.signatures:
             raise RequestError(f'Serving signature name: "{name}" not found in signature def')
@@ -139,11 +145,10 @@ class Servable:
         if not signature.dtypes:
             raise RequestError(f"Failed to get input map for signature: {name}")
         inputs, row_form = json_tensor.read_inputs(document, signature.dtypes)
-        return json_tensor.write_outputs(run(signature, inputs), row_form)
+        return Call(signature, inputs, partial(json_tensor.write_outputs, row_form=row_form))
 
-    def classify(self, name: str, rows: np.ndarray, run: Run) -> bytes:
-        """Answers a `:classify` request, serialized examples `[B]`; the signature gives `classes`, `scores` or both,
-        `[B, n]`."""
+    def classify(self, name: str, rows: np.ndarray) -> Call:
+        """What runs serialized examples `[B]`; the signature `name` gives `classes`, `scores` or both, `[B, n]`."""
         signature = self._of_examples(name)
         names = signature.outputs.keys()
         if len(names) > 2:
@@ -152,27 +157,14 @@ class Servable:
             raise RequestError(
                 'Expected classification signature outputs to contain at least one of "classes" or "scores".'
             )
-        found = run(signature, {"inputs": rows})
-        for output, kind in (("classes", "O"), ("scores", "f")):
-            if output in found and (found[output].ndim != 2 or len(found[output]) != len(rows)):
-                shape = ",".join(map(str, found[output].shape))
-                raise RequestError(f"Expected Tensor shape: [batch_size num_classes] but got [{shape}]")
-            if output in found and found[output].dtype.kind != kind:
-                raise RequestError(f"Expected {output} Tensor of {'DT_STRING' if kind == 'O' else 'DT_FLOAT'}.")
-        return examples.write_classes(found.get("classes"), found.get("scores"))
+        return Call(signature, {"inputs": rows}, partial(_write_classes, rows=len(rows)))
 
-    def regress(self, name: str, rows: np.ndarray, run: Run) -> bytes:
-        """Answers a `:regress` request, serialized examples `[B]`; the signature gives `outputs`, `[B]` or `[B, 1]`."""
+    def regress(self, name: str, rows: np.ndarray) -> Call:
+        """What runs serialized examples `[B]`; the signature `name` gives `outputs`, `[B]` or `[B, 1]`."""
         signature = self._of_examples(name)
         if signature.outputs.keys() != {"outputs"}:
             raise RequestError("No regression outputs found in SignatureDef; it must have one, named outputs")
-        values = run(signature, {"inputs": rows})["outputs"]
-        if values.shape not in ((len(rows),), (len(rows), 1)):
-            shape = ",".join(map(str, values.shape))
-            raise RequestError(
-                f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got [{shape}]"
-            )
-        return examples.write_values(values)
+        return Call(signature, {"inputs": rows}, partial(_write_values, rows=len(rows)))
 
     def _of_examples(self, name: str) -> Signature:
         """The signature `name`, which must take serialized tf.Examples."""
@@ -228,10 +220,10 @@ class Servable:
 
 
 class Action(NamedTuple):
-    """What a verb of a path does: `read` takes what it needs out of a document, `answer` answers that."""
+    """What a verb of a path does: `read` takes out of a document what needs no model, `call` what runs that."""
 
     read: Callable[[Mapping[str, Any]], Any]
-    answer: Callable[[Servable, str, Any, Run], bytes]
+    call: Callable[[Servable, str, Any], Call]
 
 
 ACTIONS = {
@@ -239,6 +231,26 @@ ACTIONS = {
     "classify": Action(examples.read_examples, Servable.classify),
     "regress": Action(examples.read_examples, Servable.regress),
 }
+
+
+def _write_classes(found: Arrays, rows: int) -> bytes:
+    for name, kind in (("classes", "O"), ("scores", "f")):
+        if name in found and (found[name].ndim != 2 or len(found[name]) != rows):
+            shape = ",".join(map(str, found[name].shape))
+            raise RequestError(f"Expected Tensor shape: [batch_size num_classes] but got [{shape}]")
+        if name in found and found[name].dtype.kind != kind:
+            raise RequestError(f"Expected {name} Tensor of {'DT_STRING' if kind == 'O' else 'DT_FLOAT'}.")
+    return examples.write_classes(found.get("classes"), found.get("scores"))
+
+
+def _write_values(found: Arrays, rows: int) -> bytes:
+    values = found["outputs"]
+    if values.shape not in ((rows,), (rows, 1)):
+        shape = ",".join(map(str, values.shape))
+        raise RequestError(
+            f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got [{shape}]"
+        )
+    return examples.write_values(values)
 
 
 def _read_signature_defs(directory: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ They live in a pool of their own, so that `tensorflow-serving-api` may be import
 TensorFlow inside them (`TensorProto`, `Example`) are declared as the bytes they are on the wire.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -13,18 +13,24 @@ _Field = descriptor_pb2.FieldDescriptorProto
 _SCALARS = {
     "bool": _Field.TYPE_BOOL,
     "bytes": _Field.TYPE_BYTES,
+    "double": _Field.TYPE_DOUBLE,
+    "int32": _Field.TYPE_INT32,
     "int64": _Field.TYPE_INT64,
     "string": _Field.TYPE_STRING,
     "uint32": _Field.TYPE_UINT32,
 }
 
-MODEL_CONFIG = {
+_Messages = Mapping[str, Mapping[str, tuple[int, str]] | Sequence[str]]
+
+MODEL_CONFIG: _Messages = {
     "ModelServerConfig": {"model_config_list": (1, "ModelConfigList")},
     "ModelConfigList": {"config": (1, "*ModelConfig")},
     "ModelConfig": {
         "name": (1, "string"),
         "base_path": (2, "string"),
+        "model_type": (3, "ModelType"),
         "model_platform": (4, "string"),
+        "logging_config": (6, "LoggingConfig"),
         "model_version_policy": (7, "VersionPolicy"),
         "version_labels": (8, "*Label"),
     },
@@ -33,10 +39,14 @@ MODEL_CONFIG = {
     "All": {},
     "Specific": {"versions": (1, "*int64")},
     "Label": {"key": (1, "string"), "value": (2, "int64")},
+    "ModelType": ["MODEL_TYPE_UNSPECIFIED", "TENSORFLOW", "OTHER"],
+    "LoggingConfig": {"log_collector_config": (1, "LogCollector"), "sampling_config": (2, "Sampling")},
+    "LogCollector": {"type": (1, "string"), "filename_prefix": (2, "string")},
+    "Sampling": {"sampling_rate": (1, "double"), "attributes": (2, "int32")},
 }
 """`tensorflow_serving/config/model_server_config.proto`, the file that `--model_config_file` names."""
 
-PREDICTION_LOG = {
+PREDICTION_LOG: _Messages = {
     "PredictionLog": {
         "classify_log": (2, "ExamplesLog"),
         "regress_log": (3, "ExamplesLog"),
@@ -55,10 +65,17 @@ PREDICTION_LOG = {
 """`tensorflow_serving/apis/prediction_log.proto`, the records of a warm-up file."""
 
 
-def message_types(messages: Mapping[str, Mapping[str, tuple[int, str]]]) -> dict[str, Any]:
-    """Message classes by name, from `{message: {field: (number, type)}}`; `*` before a type repeats it."""
+def message_types(messages: _Messages) -> dict[str, Any]:
+    """Message classes by name, from `{message: {field: (number, type)}}`; `*` before a type repeats it.
+
+    A list of names in place of the fields makes an enumeration.
+    """
     file = descriptor_pb2.FileDescriptorProto(name="serving.proto", package="serving", syntax="proto3")
     for name, fields in messages.items():
+        if not isinstance(fields, Mapping):
+            values = [descriptor_pb2.EnumValueDescriptorProto(name=v, number=i) for i, v in enumerate(fields)]
+            file.enum_type.add(name=name, value=values)
+            continue
         message = file.message_type.add(name=name)
         for field, (number, kind) in fields.items():
             label = _Field.LABEL_REPEATED if kind.startswith("*") else _Field.LABEL_OPTIONAL
@@ -67,8 +84,11 @@ def message_types(messages: Mapping[str, Mapping[str, tuple[int, str]]]) -> dict
             if kind in _SCALARS:
                 added.type = _SCALARS[kind]
             else:
-                added.type, added.type_name = _Field.TYPE_MESSAGE, f".serving.{kind}"
+                enumeration = not isinstance(messages[kind], Mapping)
+                added.type = _Field.TYPE_ENUM if enumeration else _Field.TYPE_MESSAGE
+                added.type_name = f".serving.{kind}"
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     find = pool.FindMessageTypeByName
-    return {name: message_factory.GetMessageClass(find(f"serving.{name}")) for name in messages}
+    names = [name for name, fields in messages.items() if isinstance(fields, Mapping)]
+    return {name: message_factory.GetMessageClass(find(f"serving.{name}")) for name in names}

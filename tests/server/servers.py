@@ -1,6 +1,7 @@
 """Small models that show one thing each, and servers for them: in a process, or in a thread of this one."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,12 +18,6 @@ import uvicorn
 from keras_bert.server import create_app
 from keras_bert.server.settings import ServerConfig
 
-SERVE = """
-import sys
-from keras_bert.server import serve
-from keras_bert.server.settings import read_model_config
-serve(read_model_config(sys.argv[1]), port=0)
-"""
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 X = tf.TensorSpec([None], tf.float32, name="x")
 EXAMPLES = tf.TensorSpec([None], tf.string, name="inputs")
@@ -139,21 +134,44 @@ def save_ids(directory):
     )
 
 
+def save_filled(directory):
+    """A text in, its words and where they begin out, filled up to the longest with "" and -1."""
+
+    class Filled(tf.Module):
+        @tf.function(input_signature=[TEXT])
+        def split(self, text):
+            words = tf.strings.split(text)
+            return {"words": words.to_tensor(""), "numbers": tf.ragged.range(words.row_lengths()).to_tensor(-1)}
+
+    module = Filled()
+    tf.saved_model.save(module, str(directory), signatures=module.split)
+
+
 def save_gate(directory):
-    """A file's path in, and out once `PATH.open` is there; `PATH.asked` says that the graph has begun."""
+    """A named pipe's path in, and out once `open_gate` was called; `PATH.asked` says that the graph has begun."""
 
     class Gate(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="path")])
         def wait(self, path):
             for one in path:
                 tf.io.write_file(one + ".asked", "")
-            looks = 0
-            while tf.size(tf.io.matching_files(path + ".open")) < tf.size(path):
-                looks += 1
+            for one in path:
+                tf.io.write_file(one, "")  # the kernel waits until somebody reads from the pipe
             return {"path": tf.identity(path)}
 
     module = Gate()
     tf.saved_model.save(module, str(directory), signatures=module.wait)
+
+
+def make_gate(path):
+    """A gate that is shut."""
+    os.mkfifo(path)
+    return str(path)
+
+
+def open_gate(path):
+    """Lets requests through a gate, now and later."""
+    os.open(path, os.O_RDWR)  # never closed: there is always a reader
 
 
 class Server(NamedTuple):
@@ -210,10 +228,19 @@ def patiently():
 
 
 @contextmanager
-def running(model_config_file, count):
-    """A server in its own process, which does not outlive the block."""
-    command = [sys.executable, "-c", SERVE, str(model_config_file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+def running(model_config_file, count, *flags, **options):
+    """`keras-bert serve` with `count` models in its own process, which does not outlive the block."""
+    command = [
+        sys.executable,
+        "-m",
+        "keras_bert",
+        "serve",
+        f"--model_config_file={model_config_file}",
+        "--port=0",
+        *flags,
+    ]
+    environment = os.environ | {"TF_NUM_INTEROP_THREADS": "4"}  # a gate takes one for itself
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, **options) as process:
         try:
             lines = tuple(process.stdout.readline().rstrip("\n") for _ in range(count))
             port = re.search(r":(\d+)/", lines[0])
@@ -224,9 +251,9 @@ def running(model_config_file, count):
 
 
 @contextmanager
-def in_thread(models, **config):
+def in_thread(models, reread=None, **config):
     """A server on a thread of this process, with sockets like any other."""
-    app = create_app({name: str(base) for name, base in models.items()}, ServerConfig(**config))
+    app = create_app({name: str(base) for name, base in models.items()}, ServerConfig(**config), reread)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -1,5 +1,6 @@
 """Requests that run together are answered as if each had run alone."""
 
+import asyncio
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import WORDS
-from servers import in_thread, save_half_plus_two, save_ids, save_pairs
+from servers import in_thread, save_filled, save_half_plus_two, save_ids, save_pairs
 
 from keras_bert.server.batching import Batcher
 from keras_bert.server.counters import Metrics
@@ -26,7 +27,8 @@ def models(tmp_path_factory, tiny_export):
     save_half_plus_two(base / "half/1")
     save_pairs(base / "pairs/1")
     save_ids(base / "ids/1")
-    return {name: base / name for name in ("half", "pairs", "ids")} | {"texts": tiny_export}
+    save_filled(base / "filled/1")
+    return {name: base / name for name in ("half", "pairs", "ids", "filled")} | {"texts": tiny_export}
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +59,11 @@ class Counted:
 def together(signature, requests, **config):
     """The answers, or errors, of requests that arrive at the same time, and the rows of each run."""
     counted, batcher = Counted(signature), Batcher(ServerConfig(**(PATIENT | config)), Metrics())
-    start = threading.Barrier(len(requests))
 
-    def ask(inputs):
-        start.wait()
-        try:
-            return batcher(counted, inputs)
-        except RequestError as error:
-            return error
+    async def ask():
+        return await asyncio.gather(*(batcher(counted, inputs) for inputs in requests), return_exceptions=True)
 
-    with ThreadPoolExecutor(len(requests)) as pool:
-        return list(pool.map(ask, requests)), counted.runs
+    return asyncio.run(ask()), counted.runs
 
 
 def assert_same(found, wanted):
@@ -202,13 +198,59 @@ def test_signatures_without_free_rows_run_one_request_at_a_time(servables, model
         assert_same(answer, signature(inputs))
 
 
-def test_large_and_empty_requests_run_alone(servables):
+def test_large_requests_run_in_pieces_and_empty_ones_alone(servables):
     signature = servables["half"].signatures["serving_default"]
-    requests = [{"x": np.arange(n, dtype=np.float32)} for n in (0, 100, 16, 0, 3)]
+    requests = [{"x": np.arange(n, dtype=np.float32)} for n in (0, 100, 16, 0)]
     answers, runs = together(signature, requests)
-    assert sorted(runs) == [0, 0, 3, 16, 100]
+    assert sorted(runs) == [0, 0, 4, *[16] * 7]
     for request, answer in zip(requests, answers, strict=True):
         assert_same(answer, {"y": 0.5 * request["x"] + 2})
+
+
+def test_a_small_request_waits_for_a_piece_of_a_large_one_only(servables):
+    """Both threads have a piece, and two more wait, when the small one comes: it is among the next."""
+    signature = servables["half"].signatures["serving_default"]
+    requests = [{"x": np.arange(n, dtype=np.float32)} for n in (160, 1)]
+    answers, runs = together(signature, requests, batch_timeout_micros=0)
+    assert sorted(runs) == [1, *[16] * 10]
+    assert runs.index(1) <= 4
+    assert answers[1]["y"].tolist() == [2.0]
+
+
+def test_rows_that_a_model_fills_up_are_put_together_as_if_they_had_run_at_once(servables):
+    signature = servables["filled"].signatures["serving_default"]
+    texts = np.array([b"a b", b"c", b"", b"d e f g", b"h", b"i j k"], object)
+    for size in (1, 2, 3, 4):
+        (answer,), runs = together(signature, [{"text": texts}], max_batch_size=size)
+        assert_same(answer, signature({"text": texts}))
+        assert max(runs[: len(texts) // size]) == size
+
+
+def test_pieces_that_nobody_waits_for_do_not_run(servables):
+    """The client leaves while two of a hundred pieces are computed."""
+    begun, go = threading.Semaphore(0), threading.Event()
+
+    class Held(Counted):
+        def __call__(self, inputs):
+            begun.release()
+            go.wait()
+            return super().__call__(inputs)
+
+    held, batcher = Held(servables["half"].signatures["serving_default"]), Batcher(ServerConfig(), Metrics())
+
+    async def leave():
+        work = asyncio.ensure_future(batcher(held, {"x": np.zeros(1600, np.float32)}))
+        for _ in range(2):
+            await asyncio.to_thread(begun.acquire)
+        assert batcher.running == 2
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        go.set()
+        return await batcher(held, {"x": np.zeros(1, np.float32)})
+
+    assert asyncio.run(leave())["y"].tolist() == [2.0]
+    assert held.runs == [16, 16, 1]
 
 
 def test_a_batch_size_of_one_runs_each_request_alone(servables):

@@ -14,7 +14,7 @@ from servers import save_half_plus_two
 from keras_bert.__main__ import main
 from keras_bert.cli.serve import in_sixteen_bits
 from keras_bert.config import FROZEN
-from keras_bert.server.settings import ModelConfig, latest
+from keras_bert.server.settings import Latest, ModelConfig
 
 
 def test_the_request_it_prints_works_when_pasted(tmp_path):
@@ -47,6 +47,11 @@ def test_the_request_it_prints_works_when_pasted(tmp_path):
         (["--export_dir=a", "--num_batch_threads=-1"], "num_batch_threads must be at least 1, got -1"),
         (["--export_dir=a", "--batch_timeout_micros=-1"], "batch_timeout_micros must be from 0 to 10^9, got -1"),
         (["--export_dir=a", "--file_system_poll_wait_seconds=nan"], "file_system_poll_wait_seconds must be from 0"),
+        (["--export_dir=a", "--request_timeout=-1"], "request_timeout must be from 0 to 10^9, got -1"),
+        (["--export_dir=a", "--head_timeout=nan"], "head_timeout must be from 0 to 10^9, got nan"),
+        (["--export_dir=a", "--limit_concurrency=0"], "limit_concurrency must be at least 1, got 0"),
+        (["--export_dir=a", "--max_request_rows=0"], "max_request_rows must be at least 1, got 0"),
+        (["--export_dir=a", "--model_config_file_poll_wait_seconds=1"], "needs --model_config_file"),
         (["--export_dir=a", "--max_request_bytes=ten"], "max_request_bytes"),
         (["--export_dir=a", "--max_batchsize=8"], "max_batchsize"),
         (["--export_dir=a", "--port=-1"], "--port must be from 0 to 65535"),
@@ -69,6 +74,9 @@ def test_help_names_every_flag_with_its_default(capsys):
         "max_batch_size": "16",
         "batch_timeout_micros": "0",
         "max_request_bytes": "16777216",
+        "max_request_rows": "10000",
+        "request_timeout": "30.0",
+        "drain_timeout": "30.0",
         "file_system_poll_wait_seconds": "1.0",
     }.items():
         assert re.search(rf"^  --{flag}\n      .+ \[{re.escape(default)}\]$", text, re.M), flag
@@ -89,7 +97,7 @@ def test_weights_are_kept_where_all_versions_are_ours_and_in_bfloat16(tmp_path):
     version("strange/1", "")
     models = {place: ModelConfig(str(tmp_path / place)) for place in ("half", "full", "both", "strange")}
     assert [in_sixteen_bits({"m": model}) for model in models.values()] == [True, False, True, False]
-    assert not in_sixteen_bits({"m": ModelConfig(str(tmp_path / "both"), latest(2))})
+    assert not in_sixteen_bits({"m": ModelConfig(str(tmp_path / "both"), Latest(2))})
     assert in_sixteen_bits({name: models[name] for name in ("half", "both")})
     assert not in_sixteen_bits(models)
     assert not in_sixteen_bits({"m": ModelConfig(str(tmp_path / "nowhere"))})

@@ -10,12 +10,24 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from servers import patiently, running, save_gate, save_half_plus_two, save_pairs
+from servers import (
+    DIRECT,
+    in_thread,
+    make_gate,
+    open_gate,
+    patiently,
+    running,
+    save_gate,
+    save_half_plus_two,
+    save_pairs,
+)
 
 import keras_bert.server
 from keras_bert.errors import CheckpointError, ConfigError
@@ -150,6 +162,13 @@ def test_gzip_bodies_are_inflated(server):
     assert json.loads(answer) == {"predictions": [3.0]}
 
 
+@pytest.mark.parametrize("end", [b"", b"\0" * 512], ids=["", "zeros"])
+def test_gzip_bodies_may_have_several_members(server, end):
+    body = b"".join(gzip.compress(part) for part in (b'{"instances"', b"", b": [2.0", b"]}")) + end
+    status, _, answer = server.send("POST", "/v1/models/half:predict", body, {"Content-Encoding": "gzip"})
+    assert (status, json.loads(answer)) == (200, {"predictions": [3.0]})
+
+
 @pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b'{"instances": [2.0]}')[:-4]], ids=["other", "cut"])
 def test_broken_gzip_is_an_empty_document(server, body):
     headers = {"Content-Encoding": "gzip"}
@@ -237,8 +256,63 @@ def test_h8_malformed_requests(server, method, path):
     assert (status, message) == (400, f"Malformed request: {method} {path}")
 
 
-def test_a_model_name_is_needed(server):
-    assert server.refusal("GET", "/v1/models") == (400, "Missing model name in request.")
+@pytest.mark.parametrize("path", ["", "/versions/1", "/labels/a", "/versions/1/metadata"])
+def test_a_model_name_is_needed(server, path):
+    """`versions` could be a name; the regular expression of TensorFlow Serving reads it as a version's beginning."""
+    assert server.refusal("GET", f"/v1/models{path}") == (400, "Missing model name in request.")
+
+
+def test_a_model_may_be_called_as_the_parts_of_a_path_are(server):
+    for name in ("versions", "labels", "metadata"):
+        refusal = server.refusal("GET", f"/v1/models/{name}")
+        assert refusal == (404, f"Could not find any versions of model {name}")
+
+
+def test_other_methods_are_refused_in_json(server):
+    assert server.refusal("TRACE", "/v1/models/half") == (405, "Method Not Allowed")
+    assert server.refusal("BREW", "/v1/models/half:predict", b"{}") == (405, "Method Not Allowed")
+
+
+def test_options_need_an_origin(server):
+    path = "/v1/models/half:predict"
+    assert server.refusal("OPTIONS", path) == (400, "Origin header is missing in CORS preflight")
+    status, _, body = server.send("OPTIONS", path, headers={"Origin": "https://example.org"})
+    assert (status, body) == (200, b"")
+    assert not cors(server, "OPTIONS", path)
+
+
+def cors(server, method, path, body=None):
+    """The headers with which a server lets pages of other sites ask."""
+    request = urllib.request.Request(server.url + path, body, {"Origin": "https://example.org"}, method=method)
+    try:
+        answer = DIRECT.open(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        answer = error
+    with answer:
+        return {name: value for name, value in answer.headers.items() if name.lower().startswith("access-control")}
+
+
+@pytest.fixture(scope="module")
+def open_to_browsers(models):
+    with in_thread({"half": models / "half"}, rest_api_enable_cors_support=True) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("OPTIONS", "/v1/models/half:predict", None),
+        ("GET", "/v1/models/half", None),
+        ("POST", "/v1/models/half:predict", b'{"instances": [2.0]}'),
+        ("POST", "/v1/models/half:predict", b"{"),
+    ],
+)
+def test_pages_of_other_sites_may_ask_where_a_flag_lets_them(open_to_browsers, method, path, body):
+    assert cors(open_to_browsers, method, path, body) == {
+        "access-control-allow-origin": "*",
+        "access-control-allow-methods": "GET, POST",
+        "access-control-allow-headers": "Content-Type",
+    }
 
 
 def test_other_paths_have_no_handler(server):
@@ -293,10 +367,15 @@ def test_h10_status_and_metadata_of_an_unknown_model_or_version(server, path, en
 
 @pytest.mark.parametrize("label", ["a", "future"])
 def test_h11_unknown_labels_and_labels_of_versions_that_are_not_loaded(server, label):
-    for method, end in [("GET", ""), ("GET", "/metadata"), ("POST", ":predict")]:
+    for method, end in [("GET", "/metadata"), ("POST", ":predict")]:
         body = b"{}" if method == "POST" else None
         refusal = server.refusal(method, f"/v1/models/half/labels/{label}{end}", body)
         assert refusal == (400, f"Unrecognized servable version label: {label}")
+
+
+def test_the_status_of_a_label_is_that_of_all_versions(server):
+    """As in TensorFlow Serving, whose GetModelStatus knows no labels."""
+    assert server.get("/v1/models/half/labels/nothing") == server.get("/v1/models/half")
 
 
 @pytest.mark.parametrize(
@@ -458,7 +537,7 @@ def test_s7_open_requests_are_answered_before_it_ends(tmp_path, number):
     save_gate(tmp_path / "gate/1")
     config = tmp_path / "models.config"
     config.write_text(f'model_config_list {{ config {{ name: "gate" base_path: "{tmp_path}/gate" }} }}')
-    paths = [str(tmp_path / name) for name in "abcd"]
+    paths = [make_gate(tmp_path / name) for name in "abcd"]
     with running(config, 1) as started:
         connections = [HTTPConnection("127.0.0.1", started.port, timeout=60) for _ in paths]
         for path, connection in zip(paths, connections, strict=True):
@@ -469,7 +548,7 @@ def test_s7_open_requests_are_answered_before_it_ends(tmp_path, number):
         started.process.send_signal(number)
         assert any(refused(started.port) for _ in patiently())
         for path in paths:
-            Path(f"{path}.open").touch()
+            open_gate(path)
         for path, connection in zip(paths, connections, strict=True):
             response = connection.getresponse()
             assert (response.status, json.loads(response.read())) == (200, {"outputs": [path]})
@@ -523,23 +602,31 @@ def test_models_that_no_path_can_name_are_refused(models):
         keras_bert.server.create_app({})
 
 
-def test_a_port_in_use_is_refused(server, models):
-    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{server.port}"):
-        keras_bert.server.serve({"half": str(models / "half")}, port=server.port)
+def test_a_port_in_use_is_refused_before_tensorflow_is_imported(server, models):
+    code = f"""
+import sys
+from keras_bert.__main__ import main
+print(main(["serve", "--export_dir={models / "half"}", "--port={server.port}"]), "tensorflow" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout == "2 False\n"
+    (line,) = run.stderr.splitlines()
+    assert line.startswith(f"keras-bert serve: error: cannot listen on 127.0.0.1:{server.port} (")
+    assert line.endswith("; use another port, or 0")
 
 
-@pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])
-def test_the_extra_is_named_when_it_is_not_installed(monkeypatch, missing):
+@pytest.mark.parametrize(("module", "missing"), [("rest", "starlette.applications"), ("running", "uvicorn")])
+def test_the_extra_is_named_when_it_is_not_installed(monkeypatch, module, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.delitem(sys.modules, "keras_bert.server.rest", raising=False)
+    monkeypatch.delitem(sys.modules, f"keras_bert.server.{module}", raising=False)
     with pytest.raises(ConfigError, match=re.escape("pip install keras3-bert[serve]")):
-        importlib.import_module("keras_bert.server.rest")
+        importlib.import_module(f"keras_bert.server.{module}")
 
 
 def test_importing_the_package_loads_no_server():
     code = (
         "import sys, keras_bert.server, keras_bert.server.json_tensor; "
-        "print([m for m in ('keras_bert.server.rest', 'starlette', 'uvicorn') if m in sys.modules])"
+        "print([m for m in ('keras_bert.server.rest', 'starlette', 'uvicorn', 'tensorflow') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert run.stdout.strip() == "[]"

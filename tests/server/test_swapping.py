@@ -9,6 +9,7 @@ import threading
 from http.client import HTTPConnection
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from servers import in_thread, patiently, save_half_plus_two
@@ -16,8 +17,8 @@ from servers import in_thread, patiently, save_half_plus_two
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.server.counters import Metrics
 from keras_bert.server.json_tensor import RequestError
-from keras_bert.server.settings import ModelConfig, latest, read_model_config, specific
-from keras_bert.server.swapping import Model
+from keras_bert.server.settings import Latest, ModelConfig, Specific, read_model_config
+from keras_bert.server.swapping import Model, Models
 
 CLIENT = importlib.util.spec_from_file_location("client", Path(__file__).parents[2] / "export/client.py")
 
@@ -173,15 +174,125 @@ def test_without_versions_nothing_is_served_until_one_comes_back(saved, tmp_path
 def test_policies_and_labels(saved, tmp_path):
     for version in (1, 2, 3):
         publish(saved, tmp_path, version, 2)
-    both = make(tmp_path, policy=specific([1, 3]), labels={"stable": 1, "canary": 3, "old": 2})
+    both = make(tmp_path, policy=Specific(frozenset([1, 3])), labels={"stable": 1, "canary": 3, "old": 2})
     assert states(both) == {"3": "AVAILABLE", "1": "AVAILABLE"}
     assert (both.servable().version, both.servable(label="stable").version) == (3, 1)
     with pytest.raises(RequestError, match="Unrecognized servable version label: old"):
         both.servable(label="old")
-    assert list(states(make(tmp_path, policy=latest(2)))) == ["3", "2"]
+    assert list(states(make(tmp_path, policy=Latest(2)))) == ["3", "2"]
     assert list(states(make(tmp_path, policy=set))) == ["3", "2", "1"]
-    with pytest.raises(CheckpointError, match="no version directory in it"):
-        make(tmp_path, policy=specific([7]))
+    with pytest.raises(CheckpointError, match="has no version 7; it has 1, 2, 3"):
+        make(tmp_path, policy=Specific(frozenset([7])))
+
+
+def test_versions_that_are_not_there_are_named_beside_those_that_are(saved, tmp_path, caplog):
+    for version in (1, 2):
+        publish(saved, tmp_path, version, 2)
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path}: has no version 7, 9; it has 1, 2$"):
+        make(tmp_path, policy=Specific(frozenset([9, 7])))
+    model = make(tmp_path, policy=Specific(frozenset([1, 9])))
+    for _ in range(3):
+        model.poll()
+    assert states(model) == {"1": "AVAILABLE"}
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert line == f"half: {tmp_path}: has no version 9; it has 1, 2"
+    publish(saved, tmp_path, 9, 2)
+    model.poll()
+    assert states(model) == {"9": "AVAILABLE", "1": "AVAILABLE"}
+
+
+# === The configuration file ===
+
+
+def write_config(path, **models):
+    """A configuration file; each model is its base path and what else stands in its block."""
+    blocks = [f'config {{ name: "{name}" base_path: "{base}" {rest} }}' for name, (base, rest) in models.items()]
+    path.write_text(f"model_config_list {{ {' '.join(blocks)} }}")
+
+
+def test_a_changed_configuration_file_is_taken_over(saved, tmp_path, caplog):
+    """Models come, change and go; what cannot be read or loaded leaves the others as they are."""
+    caplog.set_level(logging.INFO, "keras_bert.server")
+    for version in (1, 2):
+        publish(saved, tmp_path / "a", version, 2)
+    publish(saved, tmp_path / "b", 1, 10)
+    file = tmp_path / "models.config"
+
+    def reload(**models):
+        write_config(file, **models)
+        served.reload()
+        return {name: states(model) for name, model in served.by_name.items() if model._states}
+
+    write_config(file, a=(tmp_path / "a", ""))
+    served = Models(read_model_config(str(file)), Metrics(), lambda: read_model_config(str(file)))
+    one = 'model_version_policy { specific { versions: 1 } } version_labels { key: "stable" value: 1 }'
+    assert reload(a=(tmp_path / "a", one)) == {"a": {"2": "END", "1": "AVAILABLE"}}
+    assert served.by_name["a"].servable(label="stable").version == 1
+    found = reload(a=(tmp_path / "a", one), b=(tmp_path / "b", ""), c=(tmp_path / "c", ""))
+    assert found == {"a": {"2": "END", "1": "AVAILABLE"}, "b": {"1": "AVAILABLE"}}
+    with pytest.raises(RequestError, match=r"Latest\(c\)"):
+        served.by_name["c"].servable()
+    publish(saved, tmp_path / "c", 4, 2)
+    served.poll()
+    assert states(served.by_name["c"]) == {"4": "AVAILABLE"}
+
+    answer = served.by_name["a"].servable().signatures["serving_default"]
+    assert reload(a=(tmp_path / "b", ""))["a"]["1"] == "AVAILABLE"
+    moved = served.by_name["a"].servable().signatures["serving_default"]
+    ask = {"x": np.array([2.0], np.float32)}
+    assert (answer(ask)["y"].tolist(), moved(ask)["y"].tolist()) == ([3.0], [11.0])
+    assert states(served.by_name["b"]) == {"1": "END"}
+    with pytest.raises(RequestError, match=r"Latest\(b\)"):
+        served.by_name["b"].servable()
+
+    file.write_text("model_config_list { config { nome: 'a' } }")
+    caplog.clear()
+    for _ in range(3):
+        served.reload()
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert 'no field named "nome"' in line
+    assert line.endswith("; what is loaded keeps serving")
+    assert served.by_name["a"].servable().version == 1
+    assert reload(a=(tmp_path / "b", ""), b=(tmp_path / "b", ""))["b"] == {"1": "AVAILABLE"}, "it may come back"
+
+
+def test_a_server_reads_its_configuration_file_again(saved, tmp_path):
+    publish(saved, tmp_path / "a", 1, 2)
+    publish(saved, tmp_path / "b", 1, 10)
+    file = tmp_path / "models.config"
+    write_config(file, a=(tmp_path / "a", ""))
+
+    def reread():
+        return read_model_config(str(file))
+
+    config = {"model_config_file_poll_wait_seconds": 0.05, "file_system_poll_wait_seconds": 0}
+    with in_thread({"a": tmp_path / "a"}, reread, **config) as server:
+        assert server.send("GET", "/v1/models/b")[0] == 404
+        write_config(file, b=(tmp_path / "b", ""))
+        assert any(server.send("GET", "/v1/models/b")[0] == 200 for _ in patiently())
+        for _ in patiently():
+            status, _, _ = server.send("POST", "/v1/models/a:predict", b'{"instances": [2.0]}')
+            if status == 404:
+                break
+        else:
+            raise AssertionError("a model that is gone from the file is still served")
+
+
+def test_fields_that_the_real_server_knows_are_read(tmp_path, caplog):
+    path = tmp_path / "models.config"
+    logs = """logging_config { log_collector_config { type: "" filename_prefix: "/tmp/log" }
+                               sampling_config { sampling_rate: 0.5 attributes: 1 } }"""
+    write_config(path, a=("/m/a", f"model_type: TENSORFLOW {logs}"))
+    assert read_model_config(str(path)) == {"a": ModelConfig("/m/a")}
+    assert [r.getMessage() for r in caplog.records] == [f"{path}: a has a logging_config; no requests are logged here"]
+
+
+@pytest.mark.parametrize("field", ['model_platform: "pytorch"', "model_type: OTHER"])
+def test_models_of_other_platforms_are_refused(tmp_path, field):
+    path = tmp_path / "models.config"
+    write_config(path, a=("/m/a", field))
+    with pytest.raises(ConfigError, match="a is not of the platform tensorflow"):
+        read_model_config(str(path))
 
 
 def test_the_model_configuration_file(tmp_path):
