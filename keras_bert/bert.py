@@ -94,6 +94,8 @@ class Bert:
         windows: dict[str, Any] | None = None,
         reinit_layers: int = 0,
         new_head: bool = False,
+        drop: str = "",
+        keep_keys: Sequence[str] = (),
         **text: Any,
     ) -> "Bert":
         """A pretrained encoder with a new head for `task`.
@@ -110,6 +112,8 @@ class Bert:
                 https://arxiv.org/abs/2006.05987).
             new_head: of a run, take the encoder and the pooler only, whatever it was trained for (two-stage
                 fine-tuning, Phang et al. 2018, https://arxiv.org/abs/1811.01088).
+            drop: pattern of names of tensors that the model does not need and may be left out.
+            keep_keys: unknown keys of the checkpoint's settings that are known to leave the arithmetic alone.
             text: fields of `TextConfig` to take instead of the checkpoint's, such as `max_seq_length=256`; None
                 asks the checkpoint. Its own are 128 tokens (384 for "span") and the case of its tokenizer, or of its
                 vocabulary.
@@ -119,7 +123,7 @@ class Bert:
                 must have been trained for the same task and labels.
             ConfigError: the labels do not suit the task, or the model has too few positions.
         """
-        checkpoint, kind = checkpoints.open_checkpoint(path), choose(HEADS, task, "task")
+        checkpoint, kind = checkpoints.open_checkpoint(path, keep_keys), choose(HEADS, task, "task")
         if new_head or choose(TASKS, task, "task").encoder_only:
             checkpoint = dataclasses.replace(checkpoint, contents=dataclasses.replace(checkpoint.contents, head=None))
         fields: dict[str, Any] = {"task": task, "labels": list(map(str, labels)), "dropout": dropout}
@@ -140,7 +144,7 @@ class Bert:
         bert = cls(Text(checkpoint.vocabulary, checkpoints.text_config(checkpoint, text)), network, data)
         bert.windows = from_dict(WindowConfig, to_dict(bert.windows) | (windows or {}))
         fresh = starting_anew(checkpoint.encoder, reinit_layers)
-        report = checkpoints.load(bert.network, checkpoint, NEW_HEAD if new_head else ((".*", False),))
+        report = checkpoints.load(bert.network, checkpoint, NEW_HEAD if new_head else ((".*", False),), drop)
         anew, filled = (tuple(p for p in report.filled if rules.match(fresh, p) == new) for new in (True, False))
         bert.report = dataclasses.replace(report, filled=filled, anew=anew)
         if kind.pretrained_head and report.new:

@@ -122,7 +122,7 @@ def convert(
         remarks = write(folder, target, contents, weights)
         again = read_back(folder, target_path, target, contents, weights, verify)
         if verify:
-            check_loads(folder, target_path)
+            check_loads(folder, target_path, carried(contents))
     return Conversion(
         source.name,
         target.name,
@@ -137,19 +137,12 @@ def match(path: Path, from_format: str | None, changes: Changes) -> tuple[Format
     """Open the source and match its tensors with our weights.
 
     Raises:
-        CheckpointError: see `formats.match`; or a key of its settings is unknown.
+        CheckpointError: see `formats.read` and `formats.match`.
     """
     try:
-        source, contents = formats.read(path, from_format)
+        source, contents = formats.read(path, from_format, changes.keep_keys)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    unknown = [key for key in contents.unknown if key.rpartition(": ")[2] not in changes.keep_keys]
-    if unknown:
-        names = ",".join(key.rpartition(": ")[2] for key in unknown)
-        raise CheckpointError(
-            f"{path}: unknown keys, which may change what the model computes: {'; '.join(unknown[:5])}"
-            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; --keep_keys={names} if they do not"
-        )
     return source, formats.match(path, source, contents, changes.drop)
 
 
@@ -251,7 +244,7 @@ def check_model(path: Path, contents: Contents, weights: Weights) -> None:
         raise CheckpointError(f"{path}: no network can be made of it: {error}") from error
 
 
-def check_loads(folder: Path, name: Path) -> None:
+def check_loads(folder: Path, name: Path, keep_keys: Sequence[str]) -> None:
     """Load what was written as a user will: a run of ours with its head, anything else as an encoder.
 
     Raises:
@@ -260,13 +253,18 @@ def check_loads(folder: Path, name: Path) -> None:
     from keras_bert.bert import Bert
 
     try:
-        if open_checkpoint(folder).head is None:
-            Bert.from_checkpoint(folder, task="embed")
+        if open_checkpoint(folder, keep_keys).head is None:
+            Bert.from_checkpoint(folder, task="embed", keep_keys=keep_keys)
         else:
             Bert.load(folder)
     except (CheckpointError, ConfigError, DataError) as error:
         reason = str(error).replace(str(folder), str(name))
         raise CheckpointError(f"{name}: does not load: {reason}; nothing was written") from error
+
+
+def carried(contents: Contents) -> list[str]:
+    """The keys that are written back into the files of their formats; unknown ones among them were accepted."""
+    return [key for files in contents.origins.values() for keys in files.values() for key in keys]
 
 
 def write(folder: Path, target: Format, contents: Contents, weights: Weights) -> list[str]:
@@ -324,13 +322,20 @@ def parts_of(contents: Contents, weights: Weights) -> set[str]:
     return {part for part, paths in known.items() if weights.keys() & paths.keys()}
 
 
-def read_back(folder: Path, name: Path, target: Format, contents: Contents, weights: Weights, every_bit: bool) -> Match:
+def read_back(
+    folder: Path,
+    name: Path,
+    target: Format,
+    contents: Contents,
+    weights: Weights,
+    every_bit: bool,
+) -> Match:
     """Open what was written and compare its settings, vocabulary and names, and where asked all bits of the weights.
 
     Raises:
         CheckpointError: anything differs.
     """
-    found, again = formats.read(folder)
+    found, again = formats.read(folder, keep_keys=carried(contents))
     matched = formats.match(folder, found, again)
     fields = ("encoder", "text", "vocabulary", "head", "data", "windows", "notes")
     differing = [field for field in fields if getattr(matched.contents, field) != getattr(contents, field)]

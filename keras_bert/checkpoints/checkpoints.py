@@ -12,7 +12,7 @@ of the checkpoint is used, or is named as unused. Weights are data: nothing is e
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from keras_bert.model.shapes import with_pretraining
 
 UNUSED = {
     "hf": r"^(embeddings\.(position_ids|token_type_ids)|cls\..*|classifier\..*|qa_outputs\..*)$",
-    "tf1": r"(^cls/|/adam_[mv]$|^global_step$|^output_(weights|bias)$)",
+    "tf1": rf"^({FORMATS['tf1'].ignored}|cls/.*|output_(weights|bias))$",
     "garden": rf"^({FORMATS['garden'].ignored}|(masked_lm|classification_heads)/.*)$",
     "keras_hub": rf"^({FORMATS['keras_hub'].ignored}|task/.*)$",
 }
@@ -49,13 +49,15 @@ OF_PRETRAINING = "^head/(pooler|masked_lm|next_sentence)/"
 class Report:
     """What loading did: weights filled, weights left at their initial values, tensors left unused.
 
-    `anew` are weights that the checkpoint has but that were to start from random values all the same.
+    `anew` are weights that the checkpoint has but that were to start from random values all the same. `remarks` are
+    lines on the directory.
     """
 
     filled: tuple[str, ...]
     new: tuple[str, ...]
     unused: tuple[str, ...]
     anew: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.filled)} weights loaded"]
@@ -66,7 +68,7 @@ class Report:
             lines.append(f"in the checkpoint but started anew: {', '.join(layers)}")
         if self.unused:
             lines.append(f"in the checkpoint but not used: {some(self.unused)}")
-        return "; ".join(lines)
+        return "; ".join([*lines, *self.remarks])
 
 
 @dataclass(frozen=True)
@@ -106,26 +108,29 @@ class Checkpoint:
         return self.contents.data if self.format == "keras_bert" else None
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, keep_keys: Sequence[str] = ()) -> Checkpoint:
     """Find out what a directory holds, read its configuration and vocabulary, and check that they agree.
 
     Args:
         path: a directory, or the name of a published model; see `hub`.
+        keep_keys: unknown keys of its settings that are known to leave the arithmetic alone.
 
     Raises:
-        CheckpointError: the directory is absent, holds none of the formats, or its parts do not fit.
+        CheckpointError: the directory is absent, holds none of the formats, or its parts do not fit; or its settings
+            have keys that may change what the model computes.
         DataError: the vocabulary file is broken.
     """
     folder = hub.resolve(path)
-    found, contents = formats.read(folder)
+    found, contents = formats.read(folder, keep_keys=keep_keys)
     return Checkpoint(folder, found.name, contents)
 
 
-def load(network: Any, checkpoint: Checkpoint, skip: rules.Rules[bool] = ((".*", False),)) -> Report:
+def load(network: Any, checkpoint: Checkpoint, skip: rules.Rules[bool] = ((".*", False),), drop: str = "") -> Report:
     """Fill the weights of `network` (`network.Network`) from `checkpoint`.
 
     Args:
         skip: which weights are not read, by weight path; they count as new.
+        drop: pattern of names of tensors that have no place and may be left out.
 
     Returns:
         The report; only weights of the head may be new, and only where the checkpoint has none for them.
@@ -133,7 +138,9 @@ def load(network: Any, checkpoint: Checkpoint, skip: rules.Rules[bool] = ((".*",
     Raises:
         CheckpointError: a weight of the encoder is missing, a shape differs, or a tensor is unknown. The
             first five differences are listed, and no weight has been changed.
+        ConfigError: `drop` is no pattern.
     """
+    leaving = formats.pattern(drop)
     wanted = {v.path: v for v in network.weights if "seed_generator" not in v.path}
     rows, tensors = _rows(checkpoint, wanted)
     filled, new, problems = {}, [], []
@@ -167,17 +174,16 @@ def load(network: Any, checkpoint: Checkpoint, skip: rules.Rules[bool] = ((".*",
                 problems.append(f"{name} differs from {rows[path].name}, to which it should be tied")
     unused, known = sorted(tensors), {entry.name for entry in rows.values()}
     may_stay = "^head/" if checkpoint.head is None else OF_PRETRAINING
-    problems += [
-        f"tensor {name} has no place in the model"
-        for name in unused
-        if name not in known and not re.search(UNUSED.get(checkpoint.format, may_stay), name)
-    ]
+    may_stay = UNUSED.get(checkpoint.format, may_stay)
+    homeless = [n for n in unused if n not in known and not re.search(may_stay, n) and not leaving.fullmatch(n)]
+    remedy = formats.dropping(homeless) if homeless and not problems else ""
+    problems += [f"tensor {name} has no place in the model" for name in homeless]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"{checkpoint.path}: does not fit the model: {'; '.join(problems[:5])}{more}")
+        raise CheckpointError(f"{checkpoint.path}: does not fit the model: {'; '.join(problems[:5])}{more}{remedy}")
     for path, value in filled.items():
         wanted[path].assign(value)
-    return Report(tuple(filled), tuple(new), tuple(unused))
+    return Report(tuple(filled), tuple(new), tuple(unused), remarks=checkpoint.contents.remarks)
 
 
 def _rows(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> tuple[dict[str, Entry], dict[str, Stored]]:

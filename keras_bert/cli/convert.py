@@ -1,7 +1,7 @@
 """`keras-bert convert`: a checkpoint of one format in, the same checkpoint in another out, or nothing at all."""
 
 from keras_bert.checkpoints.formats import FORMATS
-from keras_bert.cli.flags import Flags, note
+from keras_bert.cli.flags import Flags, add_opening, kept_keys, note
 from keras_bert.conversion import Changes, convert
 
 
@@ -23,8 +23,7 @@ def define() -> Flags:
     flags.add("do_lower_case", True, "Is the model uncased? Default: what the source says or its vocabulary shows.")
     flags.add("num_segments", 0, "Grow the segment table to so many rows, copies of its last one; 0 leaves it.")
     flags.add("max_positions", 0, "Grow the position table to so many rows, repeating its rows; 0 leaves it.")
-    flags.add("drop", "", "Regular expression: tensors of the source with such names may be left out.")
-    flags.add("keep_keys", "", "Unknown keys of the source's settings that do not change the model, comma separated.")
+    add_opening(flags)
     return flags
 
 
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> int:
         num_segments=flags["num_segments"] or None,
         max_positions=flags["max_positions"] or None,
         drop=flags["drop"],
-        keep_keys=tuple(key.strip() for key in flags["keep_keys"].split(",") if key.strip()),
+        keep_keys=kept_keys(flags),
     )
     report = convert(
         flags["input_dir"],

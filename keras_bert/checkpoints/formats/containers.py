@@ -85,6 +85,11 @@ def _indices(path: Path) -> list[Path]:
     return sorted({*path.glob("*.ckpt*.index"), *path.glob("ckpt*.index")})
 
 
+def has_bundle(path: Path) -> bool:
+    """Does a directory hold a checkpoint, its values included?"""
+    return any(list(path.glob(f"{index.stem}.data-*")) for index in _indices(path))
+
+
 def is_object_based(path: Path) -> bool:
     """Was the checkpoint in `path` written by `tf.train.Checkpoint`? Looks into the index, without TensorFlow."""
     with contextlib.suppress(OSError):

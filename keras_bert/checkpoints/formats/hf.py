@@ -1,7 +1,11 @@
-"""Hugging Face: `config.json`, `model.safetensors` or `pytorch_model.bin`, `vocab.txt`, `tokenizer_config.json`."""
+"""Hugging Face: `config.json`, `model.safetensors` or `pytorch_model.bin`, `vocab.txt`, `tokenizer_config.json`.
+
+Either file of weights may be split into shards that an index names. In directories of 2019 (pytorch-pretrained-bert)
+the configuration is `bert_config.json`.
+"""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +28,37 @@ from keras_bert.checkpoints.formats.settings import (
     write_json,
     write_vocabulary,
 )
-from keras_bert.checkpoints.formats.table import ORIGINAL, Names, Stored, Transform, same, to_theirs, transpose
+from keras_bert.checkpoints.formats.table import (
+    ORIGINAL,
+    Names,
+    Stored,
+    Transform,
+    same,
+    shared_prefix,
+    to_theirs,
+    transpose,
+)
 from keras_bert.checkpoints.formats.torch_file import read_torch
 from keras_bert.config import TASKS, HeadConfig, tasks_with
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.rules import Rules
 
-CONFIG_FILE, TOKENIZER_FILE, TORCH_FILE = "config.json", "tokenizer_config.json", "pytorch_model.bin"
+CONFIG_FILE, OLD_CONFIG_FILE, TOKENIZER_FILE = "config.json", "bert_config.json", "tokenizer_config.json"
+CONTAINERS: dict[str, Callable[[Path], dict[str, Stored]]] = {
+    WEIGHTS_FILE: read_safetensors,
+    "pytorch_model.bin": read_torch,
+}
+"""Files of weights, in the order in which they are looked for; `.index.json` behind the name is that of shards."""
 GELU, FLAVOUR = "gelu", "hf"
 SPECIAL_TOKENS = {name: f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
 TOKENIZER_ONLY: dict[str, tuple[Any, ...]] = {
     "tokenize_chinese_chars": (True, None),
     "do_basic_tokenize": (True, None),
     "never_split": (None, []),
-    "tokenizer_class": ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None),
+    "tokenizer_class": (
+        *("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None),
+        *("DistilBertTokenizer", "DistilBertTokenizerFast", "ElectraTokenizer", "ElectraTokenizerFast"),
+    ),
 }
 """Keys of the tokenizer that change ids, and the values that ours computes."""
 
@@ -67,7 +88,7 @@ def read(path: Path) -> Contents:
         CheckpointError: they are broken, or describe what we do not compute.
         DataError: the vocabulary is broken.
     """
-    file = path / CONFIG_FILE
+    file = config_file(path)
     encoder, raw, rest, unknown = read_encoder(file, GELU)
     vocabulary = find_vocabulary(path)
     lower, tokenizer = _tokenizer(path, vocabulary)
@@ -84,8 +105,67 @@ def read(path: Path) -> Contents:
         unknown=unknown,
         logit_order=order,
         head_problem=problem,
+        remarks=_not_read(path),
     )
     return checked(path, contents)
+
+
+def config_file(path: Path) -> Path:
+    """The configuration under its name of today, or that of 2019."""
+    return path / (CONFIG_FILE if (path / CONFIG_FILE).exists() else OLD_CONFIG_FILE)
+
+
+def is_here(path: Path) -> bool:
+    """Is there a configuration, or the one of 2019 with weights beside it?"""
+    if (path / CONFIG_FILE).exists():
+        return "class_name" not in read_json(path / CONFIG_FILE)
+    return (path / OLD_CONFIG_FILE).exists() and is_complete(path)
+
+
+def is_complete(path: Path) -> bool:
+    """Are the weights there, of shards all?"""
+    return bool(_containers(path)[0])
+
+
+def _containers(path: Path) -> tuple[dict[str, tuple[str, ...]], str]:
+    """Container -> its files, of those that are whole; and why another one is not."""
+    found, problem = dict[str, tuple[str, ...]](), ""
+    for name in CONTAINERS:
+        index = path / f"{name}.index.json"
+        if (path / name).exists():
+            found[name] = (name,)
+        elif index.exists():
+            shards = tuple(sorted(set(_shard_of(index).values())))
+            missing = [shard for shard in shards if not (path / shard).exists()]
+            problem = problem or f"{index.name} names {some(missing)}; put them there"
+            if not missing:
+                found[name] = shards
+    return found, problem
+
+
+def _shard_of(index: Path) -> dict[str, str]:
+    """Tensor -> the file that holds it.
+
+    Raises:
+        CheckpointError: the index is broken, or names files elsewhere.
+    """
+    table = read_json(index).get("weight_map")
+    if (
+        not isinstance(table, dict)
+        or not table
+        or not all(isinstance(n, str) and SHARD.fullmatch(n) for n in table.values())
+    ):
+        raise CheckpointError(f"{index}: weight_map is not a table from tensors to files beside it")
+    return table
+
+
+SHARD = re.compile(r"[\w-][\w.-]*")
+
+
+def _not_read(path: Path) -> tuple[str, ...]:
+    """A remark on weights that lie beside those that are read."""
+    first, *others = _containers(path)[0] or [""]
+    return (f"{first} is read, not {' and '.join(others)} beside it",) if others else ()
 
 
 def _tokenizer(path: Path, vocabulary: list[str]) -> tuple[bool, dict[str, Any]]:
@@ -172,16 +252,25 @@ def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> tuple[HeadConfi
 
 
 def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
-    """The tensors, without the prefix `bert.` and with today's names of layer norms."""
-    if (path / WEIGHTS_FILE).exists():
-        found = read_safetensors(path / WEIGHTS_FILE)
-    elif (path / TORCH_FILE).exists():
-        found = read_torch(path / TORCH_FILE)
-    else:
-        split = any(path.glob("*.index.json"))
-        shards = "; it is split into several files, which are not read" if split else ""
-        raise CheckpointError(f"{path}: has no {WEIGHTS_FILE}{shards}")
-    return {re.sub(r"^bert\.", "", old_norm(name)): value for name, value in found.items()}
+    """The tensors, without a prefix that all of them share, without `bert.`, and with today's names of layer norms.
+
+    Raises:
+        CheckpointError: there are no weights, they are broken, or a shard lacks what the index says.
+    """
+    whole, problem = _containers(path)
+    if not whole:
+        there = some(sorted(p.name for p in path.iterdir() if p.is_file()))
+        raise CheckpointError(f"{path}: has no {' or '.join(CONTAINERS)}; {problem or f'there are {there}'}")
+    container, files = next(iter(whole.items()))
+    found: dict[str, Stored] = {}
+    for file in files:
+        found |= CONTAINERS[container](path / file)
+    index = path / f"{container}.index.json"
+    lost = [name for name in _shard_of(index) if name not in found] if files != (container,) else []
+    if lost:
+        raise CheckpointError(f"{index}: no shard holds {some(lost)}; copy the files anew")
+    start = len(shared_prefix(found))
+    return {re.sub(r"^bert\.", "", old_norm(name[start:])): value for name, value in found.items()}
 
 
 def old_norm(name: str) -> str:
@@ -235,12 +324,14 @@ def _config(contents: Contents, weights: Mapping[str, np.ndarray]) -> dict[str, 
 FORMAT = Format(
     name="hf",
     mark=CONFIG_FILE,
-    is_here=lambda path: (path / CONFIG_FILE).exists() and "class_name" not in read_json(path / CONFIG_FILE),
+    is_here=is_here,
+    is_complete=is_complete,
     table=TABLE,
     read=read,
     tensors=tensors,
     write=write,
-    files=r"config\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.txt|model\.safetensors|pytorch_model\.bin",
+    files=r"(bert_)?config\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.txt"
+    r"|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?",
     ignored=r"embeddings\.(position_ids|token_type_ids)",
     copies={
         "cls.predictions.decoder.weight": "encoder/tokens/embeddings",

@@ -279,6 +279,7 @@ FORMAT = Format(
     name="keras_hub",
     mark=CONFIG_FILE,
     is_here=lambda path: (path / CONFIG_FILE).exists() and "class_name" in read_json(path / CONFIG_FILE),
+    is_complete=lambda path: (path / WEIGHTS_FILE).exists(),
     table=TABLE,
     read=read,
     tensors=tensors,

@@ -87,6 +87,7 @@ FORMAT = Format(
     name="keras_bert",
     mark=CONFIG_FILE,
     is_here=lambda path: (path / CONFIG_FILE).exists(),
+    is_complete=lambda path: (path / WEIGHTS_FILE).exists(),
     table=lambda path, _: (path, same),
     read=read,
     tensors=tensors,

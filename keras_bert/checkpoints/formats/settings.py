@@ -2,7 +2,8 @@
 
 `bert_config.json` of google-research/bert, the same file beside a Model Garden checkpoint, and Hugging Face's
 `config.json` use the same keys. Each key is one of: a setting of ours; one that leaves the arithmetic alone, which is
-carried along; one that we support with one value only; or unknown, which a conversion refuses.
+carried along, as is any that is off (false, null, empty); one that we support with one value only; or unknown, which is
+refused.
 """
 
 import dataclasses
@@ -42,6 +43,8 @@ ACTIVATION_NAMES = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_python": "gelu",
+    "gelu_accurate": "gelu_tanh",
     "relu": "relu",
     "tanh": "tanh",
 }
@@ -64,9 +67,14 @@ INERT = re.compile(
     r"|pooler_(fc_size|num_attention_heads|num_fc_layers|size_per_head|type)|tf_legacy_loss|language|max_length"
     r"|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_[kp]|typical_p"
     r"|repetition_penalty|length_penalty|(encoder_)?no_repeat_ngram_size|bad_words_ids|num_return_sequences"
+    r"|model_max_length|max_seq_len(gth)?|matryoshka_dimensions|summary_\w+|do_lower_case|model_name|loss_type|pre_trained"
+    r"|sentence_transformers|sbert_ce_default_activation_function|is_training|vocab_type|add_pooling_layer|author|license"
     r"|forced_[be]os_token_id|remove_invalid_values|exponential_decay_length_penalty|(begin_)?suppress_tokens"
 )
 """Keys that leave the arithmetic of an encoder and its heads alone."""
+
+SAME_WIDTH = ("embedding_size", "emb_size")
+"""Keys of models whose embeddings may be narrower than their layers; here they are as wide."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +246,12 @@ def read_encoder(file: Path, gelu: str) -> tuple[EncoderConfig, dict[str, Any], 
     known = {*CONFIG_NAMES.values(), *ONLY, "hidden_act", "model_type"}
     rest = {key: value for key, value in raw.items() if key not in known}
     inert = {key: value for key, value in rest.items() if INERT.fullmatch(key)}
-    unknown = tuple(f"{file.name}: {key}" for key in rest if key not in inert)
+    width = values["hidden_dim"]
+    unknown = tuple(
+        f"{file.name}: {key}"
+        for key, value in rest.items()
+        if value and key not in inert and not (key in SAME_WIDTH and value == width)
+    )
     return build(EncoderConfig, values, file), raw, rest, unknown
 
 
