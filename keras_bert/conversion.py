@@ -24,7 +24,7 @@ from keras_bert.checkpoints.checkpoints import open_checkpoint
 from keras_bert.checkpoints.formats import FORMATS, Format, Match, extra
 from keras_bert.checkpoints.formats.settings import Contents, some
 from keras_bert.checkpoints.formats.table import entries
-from keras_bert.config import choose
+from keras_bert.config import DataConfig, choose
 from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.model.shapes import of_objective, parts, shapes, with_pretraining
 
@@ -337,8 +337,10 @@ def read_back(
     """
     found, again = formats.read(folder, keep_keys=carried(contents))
     matched = formats.match(folder, found, again)
-    fields = ("encoder", "text", "vocabulary", "head", "data", "windows", "notes")
+    fields = ("encoder", "text", "vocabulary", "head", "windows", "notes")
     differing = [field for field in fields if getattr(matched.contents, field) != getattr(contents, field)]
+    if contents.head is not None and (matched.contents.data or DataConfig()) != (contents.data or DataConfig()):
+        differing.append("data")
     differing += sorted(weights.keys() ^ matched.rows.keys())
     if every_bit and not differing:
         values = formats.read_weights(folder, matched)

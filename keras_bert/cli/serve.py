@@ -2,9 +2,11 @@
 
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, opened, suit
 from keras_bert.cli.flags import Flags
 from keras_bert.config import FROZEN
 from keras_bert.errors import CheckpointError, ConfigError
@@ -15,12 +17,17 @@ from keras_bert.serving.versions import folder_of, versions
 
 def define() -> Flags:
     """The flags of the command."""
-    flags = Flags("serve", "answer REST requests from an exported model, on this machine", [ServerConfig])
+    kinds = (ServerConfig, *KINDS)
+    flags = Flags("serve", "answer REST requests from an exported model, on this machine", kinds, LEAVE_OUT)
     flags.add(
         "export_dir",
         "",
         "Directory that `keras-bert export` wrote; its newest version is served. This or --model_config_file.",
     )
+    flags.add(
+        "init_checkpoint", "", "Directory or name of any checkpoint with a head, exported for this process alone."
+    )
+    add_task(flags)
     flags.add("model_name", "", "Name in the URL; default: the last part of --export_dir.")
     flags.add("model_config_file", "", "Several models, versions and labels, in TensorFlow Serving's text form.")
     flags.add("port", 8501, "Port; 0 takes a free one.")
@@ -33,18 +40,47 @@ def main(argv: list[str]) -> int:
     flags = define()
     if not flags.parse(argv):
         return 0
+    if flags["init_checkpoint"]:
+        return serve_checkpoint(flags)
     base, file = flags["export_dir"], flags["model_config_file"]
     if not base and not file:
-        raise ConfigError("--export_dir must be given, or --model_config_file")
+        raise ConfigError("--export_dir must be given, or --model_config_file or --init_checkpoint")
     if file and (base or flags["model_name"]):
         raise ConfigError("--model_config_file takes the place of --export_dir and --model_name; give one of them")
-    if not 0 <= flags["port"] <= 65535:
-        raise ConfigError(f"--port must be from 0 to 65535, got {flags['port']}")
-    config = flags.config(ServerConfig)
+    check_port(flags)
     one = {flags["model_name"] or Path(base).absolute().name: ModelConfig(base)}
     models = read_model_config(file) if file else one
     if in_sixteen_bits(models):
         os.environ.setdefault(FROZEN, "1")
+    return answer(flags, models)
+
+
+def check_port(flags: Flags) -> None:
+    """Raises ConfigError where the port is out of its range."""
+    if not 0 <= flags["port"] <= 65535:
+        raise ConfigError(f"--port must be from 0 to 65535, got {flags['port']}")
+
+
+def serve_checkpoint(flags: Flags) -> int:
+    """Export a checkpoint into a folder of this process and serve it."""
+    for name in ("export_dir", "model_config_file"):
+        if flags[name]:
+            raise ConfigError(f"--init_checkpoint and --{name} contradict each other; give one")
+    check_port(flags)
+    check(flags)
+    flags.config(ServerConfig)
+    paths = members(flags["init_checkpoint"])
+    head, data = asked(flags, opened(flags, paths[0]))
+    suit(flags, head.task)
+    name = flags["model_name"] or Path(flags["init_checkpoint"]).absolute().name
+    with tempfile.TemporaryDirectory() as folder:
+        load(flags, paths, data).export(folder)
+        return answer(flags, {name: ModelConfig(folder)})
+
+
+def answer(flags: Flags, models: Mapping[str, ModelConfig]) -> int:
+    """Serve until the process is interrupted."""
+    config = flags.config(ServerConfig)
 
     from keras_bert.server import serve
 

@@ -15,7 +15,7 @@ from keras_bert.checkpoints.formats import extra, garden, hf, keras_hub, ours, t
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import Contents, some
 from keras_bert.checkpoints.formats.table import Entry, Stored, Transform, all_entries, entries, same, shared_prefix
-from keras_bert.config import DataConfig, choose
+from keras_bert.config import choose
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.model.shapes import Shape, of_objective, parts, with_pretraining
 
@@ -144,8 +144,6 @@ def match(path: Path, found: Format, contents: Contents, leave_out: str = "") ->
     if unfilled or no_place:
         remedy = "" if unfilled else dropping(no_place)
         raise CheckpointError(f"{path}: does not fit: {'; '.join(_both_lists(unfilled, no_place))}{remedy}")
-    if contents.head is not None and contents.data is None:
-        contents = dataclasses.replace(contents, data=DataConfig())
     return Match(found, contents, rows, listed, copies)
 
 
@@ -183,17 +181,29 @@ def _where(
         return own, beside
     theirs = list(entries(found.table, part, contents.encoder, contents.head))
     if part == "logits" and contents.logit_order:
-        theirs = [dataclasses.replace(e, transform=_reordered(e.transform, contents.logit_order)) for e in theirs]
+        turned = [(entry, _reordered(entry.transform, contents.logit_order)) for entry in theirs]
+        heads = contents.encoder.num_heads
+        theirs = [dataclasses.replace(e, transform=t, stored=t.stored(e.shape, heads)) for e, t in turned]
     return (theirs if part == "encoder" or any(entry.name in stored for entry in theirs) else []), stored
 
 
 def _reordered(transform: Transform, order: tuple[int, ...]) -> Transform:
-    """From their order of logits to ours."""
+    """From their order of logits to ours; a logit that they do not have is so low that it has no share."""
+    absent = [i for i, number in enumerate(order) if number < 0]
+    count = max(order) + 1
 
     def step(x: np.ndarray, shape: Shape) -> np.ndarray:
-        return transform(x, shape)[..., list(order)]
+        value = np.array(transform(x, (*shape[:-1], count))[..., list(order)])
+        value[..., absent] = 0.0 if len(shape) > 1 else NO_LOGIT
+        return value
 
-    return dataclasses.replace(transform, name=f"{transform.name}, tags in our order", step=step)
+    def stored(shape: Shape, heads: int) -> Shape:
+        return transform.stored((*shape[:-1], count), heads)
+
+    return dataclasses.replace(transform, name=f"{transform.name}, tags in our order", step=step, stored=stored)
+
+
+NO_LOGIT = -1e4
 
 
 def _misfit(entry: Entry, value: Stored) -> str:

@@ -6,6 +6,7 @@ the configuration is `bert_config.json`.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from keras_bert.checkpoints.formats.table import (
     transpose,
 )
 from keras_bert.checkpoints.formats.torch_file import read_torch
-from keras_bert.config import TASKS, HeadConfig, tasks_with
+from keras_bert.config import TASKS, DataConfig, HeadConfig, tasks_with
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.rules import Rules
 
@@ -92,22 +93,36 @@ def read(path: Path) -> Contents:
     encoder, raw, rest, unknown = read_encoder(file, GELU)
     vocabulary = find_vocabulary(path)
     lower, tokenizer = _tokenizer(path, vocabulary)
-    head, order, problem = _head(raw, file, encoder.hidden_dropout)
-    for key in (*ANEW, *OF_THE_HEAD) if head else ANEW:
+    head = _head(raw, file, encoder.hidden_dropout)
+    for key in (*ANEW, *OF_THE_HEAD) if head.config else ANEW:
         rest.pop(key, None)
     kept = {name: keys for name, keys in ((CONFIG_FILE, rest), (TOKENIZER_FILE, tokenizer)) if keys}
     contents = Contents(
         encoder,
-        text_config(file, encoder, lower, FLAVOUR),
+        text_config(file, encoder, lower, FLAVOUR, _longest(path, head.config)),
         vocabulary,
-        head,
+        head.config,
+        head.data,
         origins={"hf": kept} if kept else {},
         unknown=unknown,
-        logit_order=order,
-        head_problem=problem,
+        logit_order=head.order,
+        head_problem=head.problem,
+        masked_words=(raw.get("architectures") or [""])[0] == "BertForMaskedLM",
         remarks=_not_read(path),
     )
     return checked(path, contents)
+
+
+def _longest(path: Path, head: HeadConfig | None) -> int | None:
+    """Tokens of a row that a head of the files reads as its tokenizer does; None for the usual ones."""
+    if head is None or head.task == "span":
+        return None
+    file = path / TOKENIZER_FILE
+    said = read_json(file).get("model_max_length") if file.exists() else None
+    return int(min(said, MOST_TOKENS)) if isinstance(said, int | float) and said >= 3 else MOST_TOKENS
+
+
+MOST_TOKENS = 2**16
 
 
 def config_file(path: Path) -> Path:
@@ -208,47 +223,95 @@ def _lower_case_of_json(file: Path) -> bool | None:
     return None
 
 
-def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> tuple[HeadConfig | None, tuple[int, ...], str]:
-    """The head that the file names, with its labels; None where it names none of ours.
+@dataclass(frozen=True)
+class _Head:
+    """What a configuration says of the head: the head, the order of its logits (see `Contents`), the columns that it
+    reads, and why a head that is named is none."""
 
-    Returns:
-        The head, the order of its logits, and why there is none; see `Contents`.
-    """
+    config: HeadConfig | None = None
+    order: tuple[int, ...] = ()
+    data: DataConfig | None = None
+    problem: str = ""
+
+
+def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> _Head:
+    """The head that the file names, with its labels."""
     names = raw.get("architectures")
     name = names[0] if isinstance(names, list) and names else ""
     tasks = tasks_with(architecture=name) if name else []
     if not tasks:
-        return None, (), ""
+        return _Head()
+    labels = _labels(raw, file)
+    cross = _activation(raw, file, len(labels)) if len(tasks) > 1 else None
+    task = _task(raw, file, tasks, len(labels), cross)
+    try:
+        values, order = TASKS[task].of_logits(labels)
+    except ConfigError as error:
+        return _Head(
+            problem=f"{file.name}: labels {some(labels, 5)} {error}; --drop='classifier.*' leaves the head out"
+        )
+    if task == "regress" and cross == "sigmoid":
+        values["activation"] = cross
+    rate = raw.get("classifier_dropout")
+    values |= {"task": task, "dropout": dropout if rate is None else rate}
+    data = None if cross is None else DataConfig(text_pair_column="text_pair")
+    return _Head(build(HeadConfig, values, file), order, data)
+
+
+def _labels(raw: Mapping[str, Any], file: Path) -> tuple[str, ...]:
+    """The names of the logits in their order."""
     table = raw.get("id2label")
     count = raw.get("num_labels", raw.get("_num_labels", 2))
     if table is None and type(count) is int and 0 < count < 2**20:
         table = {str(i): f"LABEL_{i}" for i in range(count)}
     if not isinstance(table, dict) or set(table) != {str(i) for i in range(len(table))}:
         raise CheckpointError(f"{file}: id2label must name the labels 0 to n - 1, got {str(table)[:80]}")
-    labels = tuple(str(table[str(i)]) for i in range(len(table)))
-    problem = raw.get("problem_type")
+    return tuple(str(table[str(i)]) for i in range(len(table)))
+
+
+CROSS_ENCODER_ACTIVATIONS = {
+    "torch.nn.modules.linear.Identity": "identity",
+    "torch.nn.Identity": "identity",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.Sigmoid": "sigmoid",
+}
+
+
+def _activation(raw: Mapping[str, Any], file: Path, count: int) -> str | None:
+    """What a CrossEncoder of sentence-transformers makes of its logits; None where the file is not of one.
+
+    Where it does not say, that is the sigmoid of a single logit, and nothing for several.
+    """
+    usual = "sigmoid" if count == 1 else "identity"
+    said = raw.get("sentence_transformers")
+    name = said.get("activation_fn") if isinstance(said, dict) else None
+    name = raw.get("sbert_ce_default_activation_function") if name is None else name
+    if name is None:
+        return None if said is None else usual
+    if name not in CROSS_ENCODER_ACTIVATIONS:
+        known = ", ".join(CROSS_ENCODER_ACTIVATIONS)
+        raise CheckpointError(f"{file}: activation function {name!r} is not computed; it can be one of {known}")
+    return CROSS_ENCODER_ACTIVATIONS[name]
+
+
+def _task(raw: Mapping[str, Any], file: Path, tasks: list[str], count: int, cross: str | None) -> str:
+    """Which of the tasks of one class of transformers it is."""
     known = {TASKS[one].problem_type: one for one in reversed(tasks)}
     if len(known) == 1:
-        task = tasks[0]
-    else:
-        if problem is None:
-            problem = "regression" if len(labels) == 1 else "single_label_classification"
-        if problem not in known:
-            raise CheckpointError(f"{file}: problem_type {problem!r}; it can be one of {', '.join(known)}")
-        task = known[problem]
-    if TASKS[task].problem_type == "regression" and len(labels) != 1:
-        raise CheckpointError(f"{file}: problem_type regression with {len(labels)} labels; only one is supported")
-    try:
-        labels, order = TASKS[task].labels_of(labels)
-    except ConfigError as error:
-        return None, (), f"{file.name}: labels {some(labels, 5)} {error}; --drop='classifier.*' leaves the head out"
-    rate = raw.get("classifier_dropout")
-    values = {
-        "task": task,
-        "labels": labels,
-        "dropout": dropout if rate is None else rate,
-    }
-    return build(HeadConfig, values, file), order, ""
+        return tasks[0]
+    problem = raw.get("problem_type")
+    if problem is None:
+        several = "multi_label_classification" if cross == "sigmoid" else "single_label_classification"
+        problem = "regression" if count == 1 else several
+    if problem not in known:
+        raise CheckpointError(f"{file}: problem_type {problem!r}; it can be one of {', '.join(known)}")
+    if problem == "regression" and count != 1:
+        raise CheckpointError(f"{file}: problem_type regression with {count} labels; only one is supported")
+    if cross == "sigmoid" and problem == "single_label_classification":
+        raise CheckpointError(
+            f"{file}: problem_type {problem} with a sigmoid of each label; they contradict each other"
+        )
+    return known[problem]
 
 
 def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
@@ -318,6 +381,10 @@ def _config(contents: Contents, weights: Mapping[str, np.ndarray]) -> dict[str, 
         }
         if head.problem_type:
             config["problem_type"] = head.problem_type
+        activation = getattr(head, "activation", "")
+        if activation:
+            names = {ours: theirs for theirs, ours in reversed(CROSS_ENCODER_ACTIVATIONS.items())}
+            config["sentence_transformers"] = {"activation_fn": names[activation]}
     return contents.origin("hf", CONFIG_FILE) | config
 
 

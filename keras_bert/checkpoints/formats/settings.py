@@ -85,8 +85,10 @@ class Contents:
         origins: format -> file -> the keys found there that we have no use for, written back for that format.
         unknown: keys, as "file: key", of which nobody can say whether they change the arithmetic.
         absent: parts of the model that the files hold only because the format must have them.
-        logit_order: for each of our logits the number of it in the files; empty where the order is the same.
+        logit_order: for each of our logits the number of it in the files, -1 where they have none; empty where the
+            order is the same.
         head_problem: why the head that the files name cannot be ours; empty where they name none.
+        masked_words: whether the files name the head for masked words, and no other.
         remarks: lines for a report.
     """
 
@@ -102,6 +104,7 @@ class Contents:
     absent: tuple[str, ...] = ()
     logit_order: tuple[int, ...] = ()
     head_problem: str = ""
+    masked_words: bool = False
     remarks: tuple[str, ...] = ()
 
     def origin(self, name: str, file: str) -> dict[str, Any]:
@@ -181,9 +184,11 @@ def is_cased(vocabulary: list[str]) -> bool:
     return any(re.search("[A-Z]", piece) and piece[0] not in "[<" for piece in vocabulary)
 
 
-def text_config(file: Path, encoder: EncoderConfig, do_lower_case: bool, flavour: str = "original") -> TextConfig:
-    """Text settings with the usual longest row, or that of a smaller model; `flavour` goes by the format."""
-    length = min(TextConfig().max_seq_length, encoder.max_positions)
+def text_config(
+    file: Path, encoder: EncoderConfig, do_lower_case: bool, flavour: str = "original", longest: int | None = None
+) -> TextConfig:
+    """Text settings; `flavour` goes by the format; rows are as long as usual or `longest`, where the model allows."""
+    length = min(longest or TextConfig().max_seq_length, encoder.max_positions)
     values = {"do_lower_case": do_lower_case, "max_seq_length": length, "flavour": flavour}
     return build(TextConfig, values, file)
 
