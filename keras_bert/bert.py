@@ -127,10 +127,16 @@ class Bert:
                 must have been trained for the same task and labels.
             ConfigError: the labels do not suit the task, or the model has too few positions.
         """
-        checkpoint, kind = checkpoints.open_checkpoint(path, keep_keys), choose(HEADS, task, "task")
+        found, kind = checkpoints.open_checkpoint(path, keep_keys), choose(HEADS, task, "task")
+        checkpoint = found
         if new_head or choose(TASKS, task, "task").encoder_only:
             checkpoint = dataclasses.replace(checkpoint, contents=dataclasses.replace(checkpoint.contents, head=None))
         fields: dict[str, Any] = {"task": task, "labels": list(map(str, labels)), "dropout": dropout}
+        if checkpoint.head is not None and (checkpoint.head.task, list(checkpoint.head.labels)) == (
+            task,
+            fields["labels"],
+        ):
+            fields |= {name: getattr(checkpoint.head, name) for name in ("tags",) if hasattr(checkpoint.head, name)}
         config = from_dict(HeadConfig, fields | kind.settings(checkpoint.vocabulary) | (head or {}))
         if checkpoint.head is not None and (checkpoint.head.task, checkpoint.head.labels) != (
             config.task,
@@ -144,7 +150,7 @@ class Bert:
         mask = kind.attention_mask or checkpoint.encoder.attention_mask
         network = Network(dataclasses.replace(checkpoint.encoder, attention_mask=mask), config)
         if checkpoint.head is None and text.get("max_seq_length") is None:
-            text["max_seq_length"] = usual_length(network.head, checkpoint)
+            text["max_seq_length"] = usual_length(network.head, found)
         bert = cls(Text(checkpoint.vocabulary, checkpoints.text_config(checkpoint, text)), network, data)
         bert.windows = from_dict(WindowConfig, to_dict(bert.windows) | (windows or {}))
         fresh = starting_anew(checkpoint.encoder, reinit_layers)
@@ -575,8 +581,9 @@ def usual_length(head: Head, checkpoint: checkpoints.Checkpoint) -> int | None:
     """Longest row in tokens of a new head; None for that of the checkpoint."""
     if head.max_seq_length:
         return min(head.max_seq_length, checkpoint.encoder.max_positions)
-    of_head = checkpoint.contents.head is not None  # which reads as long rows as the model can, without training
-    return min(TextConfig().max_seq_length, checkpoint.text.max_seq_length) if of_head else None
+    said = checkpoint.contents.head  # asked without training, it reads rows as long as the model can
+    trainable = checkpoint.head is None and said is not None and not said.untrainable
+    return min(TextConfig().max_seq_length, checkpoint.text.max_seq_length) if trainable else None
 
 
 def wordpiece(text: Text) -> WordPiece:

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from keras_bert.checkpoints import formats, hub
-from keras_bert.checkpoints.checkpoints import open_checkpoint
+from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint, with_head
 from keras_bert.checkpoints.formats import FORMATS, Format, Match, extra
 from keras_bert.checkpoints.formats.settings import Contents, some
 from keras_bert.checkpoints.formats.table import entries
@@ -45,6 +45,9 @@ class Changes:
         max_positions: rows of the position table. New ones repeat the old ones from the first on, as Beltagy et al.
             2020 (https://arxiv.org/abs/2004.05150) found to work: neighbours keep the relation they were trained with
             everywhere but at the seams.
+        task, labels: what the head of the source is for, and the names of its logits in their order, where its files
+            do not say.
+        text_pair_column: column of the second text, if the head reads pairs and the files do not say so.
         drop: pattern of names of tensors in the source that may be left out.
         keep_keys: unknown keys of the source's settings that are known to leave the arithmetic alone.
     """
@@ -53,6 +56,9 @@ class Changes:
     do_lower_case: bool | None = None
     num_segments: int | None = None
     max_positions: int | None = None
+    task: str = ""
+    labels: Sequence[str] = ()
+    text_pair_column: str = ""
     drop: str = ""
     keep_keys: Sequence[str] = ()
 
@@ -143,7 +149,30 @@ def match(path: Path, from_format: str | None, changes: Changes) -> tuple[Format
         source, contents = formats.read(path, from_format, changes.keep_keys)
     except DataError as error:
         raise CheckpointError(str(error)) from error
+    contents = with_said(Checkpoint(path, source.name, contents), changes)
     return source, formats.match(path, source, contents, changes.drop)
+
+
+def with_said(found: Checkpoint, changes: Changes) -> Contents:
+    """What a source says, with what the caller says of its head.
+
+    Raises:
+        CheckpointError: see `checkpoints.with_head`.
+        ConfigError: likewise; or the source says it itself.
+    """
+    contents = found.contents
+    if changes.task or changes.labels:
+        if found.head is not None:
+            raise ConfigError(
+                f"{found.path}: has a task and labels of its own; the flags are for published checkpoints"
+            )
+        contents = with_head(found, changes.task, tuple(changes.labels))
+    if not changes.text_pair_column:
+        return contents
+    if contents.head is None or contents.head.single:
+        raise ConfigError(f"{found.path}: has no head that reads pairs; leave text_pair_column empty")
+    columns = dataclasses.replace(contents.data or DataConfig(), text_pair_column=changes.text_pair_column)
+    return dataclasses.replace(contents, data=columns)
 
 
 def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Contents, Weights]:

@@ -162,7 +162,7 @@ def as_trained(
             flag = "labels" if labels else "task"
             raise ConfigError(f"{path}: has a {flag} of its own; --{flag} is for published checkpoints that do not say")
     else:
-        contents = _with_head(checkpoint, task, tuple(labels))
+        contents = with_head(checkpoint, task, tuple(labels))
     if contents.head is None:
         raise CheckpointError(f"{path}: {contents.head_problem or _no_head(checkpoint)}")
     columns = data or contents.data
@@ -181,8 +181,13 @@ def _no_head(checkpoint: Checkpoint) -> str:
     )
 
 
-def _with_head(checkpoint: Checkpoint, task: str, labels: tuple[str, ...]) -> Contents:
-    """What the files say, with the head that they have; `task` and `labels` where they do not say."""
+def with_head(checkpoint: Checkpoint, task: str, labels: tuple[str, ...]) -> Contents:
+    """What the files of another format say, with the head that they have; `task` and `labels` where they do not say.
+
+    Raises:
+        CheckpointError: there are no weights of a head for the task.
+        ConfigError: the head is for another task, or has another number of logits.
+    """
     kind, contents = FORMATS[checkpoint.format], checkpoint.contents
     found = kind.tensors(checkpoint.path, formats.names_of(kind, contents))
     head = kind.head(contents, found)

@@ -98,8 +98,9 @@ def asked(flags: Flags, found: Checkpoint, columns: Collection[str] = ()) -> tup
     usual = DataConfig(text_pair_column="text_pair")
     is_open = found.contents.data is None and not data.text_pair_column and not head.single and head.reads == "row"
     if is_open and usual.text_pair_column in columns:
-        note(f"the column {usual.text_pair_column} is read as the second text of each row")
         data = dataclasses.replace(data, text_pair_column=usual.text_pair_column)
+        check_segments(found.encoder, head, data)
+        note(f"the column {usual.text_pair_column} is read as the second text of each row")
     check_segments(found.encoder, head, data)
     return head, data
 

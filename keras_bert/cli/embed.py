@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
 
 def settings(flags: Flags, checkpoint: Checkpoint) -> dict[str, Any]:
     """What is read of the encoder: as a run that learnt vectors did it, but for the flags that were given."""
-    head, own = checkpoint.head, dict[str, Any]()
+    head, own = checkpoint.contents.head, dict[str, Any]()
     if isinstance(head, VectorConfig):
         own = {name: getattr(head, name) for name in (*CHOSEN, "head_lstm")}
     return own | {name: flags[name] for name in CHOSEN if flags.given(name)}

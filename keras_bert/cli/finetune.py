@@ -9,7 +9,7 @@ settings, columns), `vocab.txt`, `model.safetensors` (the best epoch), and the r
 import dataclasses
 from typing import Any
 
-from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint, text_config
+from keras_bert.checkpoints.checkpoints import Checkpoint, check_segments, open_checkpoint, text_config
 from keras_bert.cli import folds, grid, model_dir
 from keras_bert.cli.flags import Flags, add_opening, kept_keys, names_of, note
 from keras_bert.cli.one_run import Setup, train
@@ -143,6 +143,7 @@ def run(setup: Setup) -> dict[str, Any]:
     if checkpoint.path.resolve() == setup.folder.resolve():
         raise ConfigError(f"--init_checkpoint and --model_dir are both {setup.folder}; a run cannot start from itself")
     text_config(checkpoint, flags.given_of(TextConfig))
+    check_segments(checkpoint.encoder, head, setup.data)
     check_layers(checkpoint, setup)
     if flags["folds"]:
         parts = folds.split(setup, examples, head)

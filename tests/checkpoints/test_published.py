@@ -1,19 +1,28 @@
 """Heads that others have trained, used as they are: the answers are those of the library that they come from."""
 
+import csv
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import shared
+from conftest import TINY, shared
+from safetensors.numpy import load_file, save_file
 
 from keras_bert import Bert
+from keras_bert.__main__ import main
+from keras_bert.checkpoints.checkpoints import open_checkpoint
+from keras_bert.checkpoints.formats import FORMATS
+from keras_bert.checkpoints.formats.table import all_entries
 from keras_bert.config import HeadConfig
-from keras_bert.conversion import convert
-from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.conversion import Changes, convert
+from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.tags import order_of, read_tags
 
 TEXTS = [
@@ -110,6 +119,184 @@ def test_labels_are_the_types_of_the_tags():
     assert HeadConfig(task="tag", labels=["a"], tags=["O", "S-a"]).width == 2
     with pytest.raises(ConfigError, match=r"labels must be the types of the tags, \['a'\]"):
         HeadConfig(task="tag", labels=["b"], tags=["O", "S-a"])
+
+
+# === Where the files do not say ===
+
+
+@pytest.fixture
+def head(tiny_checkpoint, tmp_path) -> Path:
+    """A classifier of three labels, whose files name neither its class nor its labels."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "head")
+    tensors = load_file(tiny_checkpoint / "model.safetensors")
+    random = np.random.default_rng(0)
+    tensors["classifier.weight"] = random.normal(size=(3, 16)).astype("f4")
+    tensors["classifier.bias"] = random.normal(size=3).astype("f4")
+    save_file(tensors, tmp_path / "head/model.safetensors")
+    return tmp_path / "head"
+
+
+def change(folder: Path, **values) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | values), "utf-8")
+
+
+def test_a_head_that_the_files_do_not_name(head):
+    with pytest.raises(
+        CheckpointError, match=r"has no trained head; .*--task=fill_mask\|.*--task=classify --labels=no,yes"
+    ):
+        Bert.load(head)
+    bert = Bert.load(head, task="classify")
+    assert bert.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    scores = bert.predict(["fire"])[0]["scores"]
+    named = Bert.load(head, task="classify", labels=["a", "b", "c"])
+    assert list(named.predict(["fire"])[0]["scores"].values()) == list(scores.values())
+    each = Bert.load(head, task="multilabel").predict(["fire"])[0]["scores"]
+    logits = np.log([scores[name] for name in each])
+    np.testing.assert_allclose(np.diff([np.log(x / (1 - x)) for x in each.values()]), np.diff(logits), atol=1e-4)
+    with pytest.raises(ConfigError, match=r"2 labels, but the head of .* has 3 logits"):
+        Bert.load(head, task="classify", labels=["a", "b"])
+    tags = Bert.load(head, task="tag", labels=["B-a", "I-a", "O"])
+    assert (tags.labels, tags.head.config.tags) == (("a",), ())
+
+
+def test_it_is_converted_too(head, tmp_path):
+    convert(head, tmp_path / "ours", "keras_bert", changes=Changes(task="classify", labels=["a", "b", "c"]))
+    ours = Bert.load(tmp_path / "ours")
+    assert ours.predict(["fire"], ["flood"]) == Bert.load(head, "classify", ["a", "b", "c"]).predict(
+        ["fire"], ["flood"]
+    )
+    convert(head, tmp_path / "pairs", "keras_bert", changes=Changes(task="classify", text_pair_column="b"))
+    assert Bert.load(tmp_path / "pairs").data.text_pair_column == "b"
+    with pytest.raises(DataError, match="this model reads pairs"):
+        Bert.load(tmp_path / "pairs").predict(["fire"])
+    with pytest.raises(ConfigError, match="has a task and labels of its own"):
+        convert(tmp_path / "ours", tmp_path / "x", "hf", changes=Changes(labels=["x", "y", "z"]))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}},
+            "Tanh' is not computed; it can",
+        ),
+        (
+            {"sbert_ce_default_activation_function": "mine.Softmax"},
+            "activation function 'mine.Softmax' is not computed",
+        ),
+        (
+            {
+                "problem_type": "single_label_classification",
+                "sentence_transformers": {"activation_fn": "torch.nn.Sigmoid"},
+            },
+            "a sigmoid of each label; they contradict each other",
+        ),
+    ],
+)
+def test_activations_that_are_not_computed(keys, message, head):
+    change(head, architectures=["BertForSequenceClassification"], num_labels=3, **keys)
+    for opened in (Bert.load, lambda path: Bert.from_checkpoint(path, task="embed")):
+        with pytest.raises(CheckpointError, match=message):
+            opened(head)
+
+
+def test_the_second_column_is_read(head, tmp_path, monkeypatch, capsys):
+    """Of a model that does not say whether it reads pairs: where the input has it, or by a flag."""
+    change(head, architectures=["BertForSequenceClassification"], num_labels=3)
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.csv").write_text("text,text_pair,other\nfire,flood,song\n", "utf-8")
+    ask = ["predict", f"--model_dir={head}", "--input_file=pairs.csv", "--probabilities", "--output_file=out.csv"]
+    bert = Bert.load(head, labels=["a", "b", "c"])
+    for flags, pair in (([], "flood"), (["--text_pair_column=other"], "song")):
+        assert main([*ask, "--labels=a,b,c", *flags]) == 0
+        found = next(csv.DictReader(Path("out.csv").read_text("utf-8").splitlines()))
+        wanted = bert.predict(["fire"], [pair])[0]["scores"]
+        np.testing.assert_allclose([float(found[f"score_{name}"]) for name in wanted], list(wanted.values()), atol=1e-6)
+    assert capsys.readouterr().err.count("the column text_pair is read as the second text of each row") == 1
+
+
+# === Files as people have them ===
+
+
+def rename(folder: Path, to) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({to(name): value for name, value in tensors.items()}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "0.auto_model.", "module.bert.", "model."])
+def test_a_prefix_that_all_tensors_share(prefix, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "a")
+    rename(tmp_path / "a", lambda name: prefix + name)
+    wanted, found = (Bert.from_checkpoint(p, task="embed").embed(["fire"]) for p in (tiny_checkpoint, tmp_path / "a"))
+    np.testing.assert_array_equal(found, wanted)
+    rename(tmp_path / "a", lambda name: name.removeprefix(prefix) if "pooler" in name else name)
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        Bert.from_checkpoint(tmp_path / "a", task="embed")
+
+
+def sharded(folder: Path) -> dict[str, str]:
+    """Split the weights into two shards; returns the table of the index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    table = {name: names[i % 2] for i, name in enumerate(sorted(tensors))}
+    for shard in names:
+        save_file({name: tensors[name] for name in table if table[name] == shard}, folder / shard)
+    return table
+
+
+def test_shards(tiny_checkpoint, tmp_path):
+    folder = tmp_path / "a"
+    shutil.copytree(tiny_checkpoint, folder)
+    table, index = sharded(folder), folder / "model.safetensors.index.json"
+
+    def refused(table) -> str:
+        index.write_text(json.dumps({"weight_map": table}), "utf-8")
+        with pytest.raises(CheckpointError) as error:
+            Bert.from_checkpoint(folder, task="embed")
+        return str(error.value)
+
+    assert "no shard holds more; copy the files anew" in refused(table | {"more": "model-00001-of-00002.safetensors"})
+    assert "is not a table from tensors to files beside it" in refused(table | {"more": "../model.safetensors"})
+    assert "index.json names gone.safetensors; put them there" in refused(table | {"more": "gone.safetensors"})
+    index.write_text(json.dumps({"weight_map": table}), "utf-8")
+    wanted, found = (Bert.from_checkpoint(p, task="embed").embed(["fire"]) for p in (tiny_checkpoint, folder))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_more_than_one_container_or_format(tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "a")
+    (tmp_path / "a/pytorch_model.bin").write_bytes(b"not looked at")
+    report = Bert.from_checkpoint(tmp_path / "a", task="embed").report
+    assert "model.safetensors is read, not pytorch_model.bin beside it" in str(report)
+    (tmp_path / "a/bert_config.json").write_bytes((tmp_path / "a/config.json").read_bytes())
+    assert open_checkpoint(tmp_path / "a").format == "hf", "the other has no weights"
+    convert(tiny_checkpoint, tmp_path / "b", "tf1")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(tiny_checkpoint / name, tmp_path / "b" / name)
+    assert "the directory holds tf1 and hf: tf1 is read" in open_checkpoint(tmp_path / "b").contents.remarks
+    (tmp_path / "b/bert_model.ckpt.data-00000-of-00001").unlink()
+    assert open_checkpoint(tmp_path / "b").format == "hf"
+
+
+def test_leftovers_of_training_are_no_weights():
+    kernel = "encoder/layer_0/attention/self/query/kernel"
+    leftovers = [
+        f"{kernel}/{slot}" for slot in ("adam_m", "adam_v", "Adam", "Adam_1", "lamb_m", "lamb_v_1", "Momentum")
+    ]
+    leftovers += [f"{kernel}/ExponentialMovingAverage", "global_step", "beta1_power", "beta2_power_1", "loss_scale"]
+    leftovers += [
+        "current_loss_scale",
+        "good_steps",
+        "loss_scale/good_steps",
+        "signal_early_stopping/STOP",
+        "loss/adam_m",
+    ]
+    tf1 = FORMATS["tf1"]
+    assert [name for name in leftovers if not re.fullmatch(tf1.ignored, name)] == []
+    weights = [entry.name for entry in all_entries(tf1.table, TINY, HeadConfig(labels=["a", "b"]))]
+    assert [name for name in weights if re.fullmatch(tf1.ignored, name)] == []
 
 
 # === transformers itself, in a process of its own ===
@@ -277,3 +464,113 @@ def test_choices_masked_words_and_answers(published, again):
             0
         ]
         np.testing.assert_allclose(logits, answers(published, "answers")["logits"], atol=1e-5)
+
+
+# === KerasHub itself, in a process of its own ===
+
+KERAS_HUB = """
+import json, sys
+from pathlib import Path
+import keras, keras_hub, numpy as np
+root, texts = Path(sys.argv[1]), json.load(sys.stdin)
+pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", "fire", "flood", "the", "##s"]
+hub = keras_hub.models
+def backbone(dtype="float32"):
+    keras.utils.set_random_seed(1)
+    made = hub.BertBackbone(vocabulary_size=len(pieces), num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=32,
+                            max_sequence_length=32, dtype=dtype)
+    random = np.random.default_rng(0)
+    for weight in made.weights:
+        weight.assign(random.normal(1.0 if "gamma" in weight.path else 0.0, 0.3, weight.shape))
+    return made
+tokenizer = hub.BertTokenizer(vocabulary=pieces, lowercase=True, strip_accents=True)
+preprocessor = hub.BertTextClassifierPreprocessor(tokenizer, sequence_length=24)
+said = {}
+def classifier(**options):
+    made = hub.BertTextClassifier(backbone(options.pop("dtype", "float32")), preprocessor=preprocessor, **options)
+    made.get_layer("logits").kernel.assign(np.random.default_rng(1).normal(0, 0.5, (16, options["num_classes"])))
+    return made
+for name, options in {
+    "softmax": {"num_classes": 3, "activation": "softmax"},
+    "sigmoid": {"num_classes": 3, "activation": "sigmoid"},
+    "number": {"num_classes": 1},
+    "logits": {"num_classes": 3},
+}.items():
+    made = classifier(**options)
+    made.save(root / (name + ".keras"))
+    made.save_to_preset(str(root / name))
+    said[name] = made.predict(texts, verbose=0).tolist()
+made = classifier(num_classes=3, activation="softmax", dtype="bfloat16")
+made.save_to_preset(str(root / "bfloat16"))
+said["bfloat16"] = made.predict(texts, verbose=0).astype("float32").tolist()
+made = classifier(num_classes=3, activation="softmax")
+made.quantize("int8")
+made.save_to_preset(str(root / "int8"))
+said["int8"] = made.predict(texts, verbose=0).tolist()
+made = classifier(num_classes=3, activation="softmax")
+made.save_to_preset(str(root / "shards"), max_shard_size=1e-5)
+assert (root / "shards/model.weights.json").exists() and not (root / "shards/model.weights.h5").exists()
+said["shards"] = said["softmax"]
+made = hub.BertTextEmbedder(backbone(), pooling_mode="cls", normalize=False,
+                            preprocessor=hub.BertTextEmbedderPreprocessor(tokenizer, sequence_length=24))
+made.save_to_preset(str(root / "embedder"))
+said["embedder"] = made.predict(texts, verbose=0).tolist()
+(root / "said.json").write_text(json.dumps(said))
+"""
+HUB_TEXTS = ["the fire floods", "a b c", "flood"]
+
+
+@pytest.fixture(scope="module")
+def hub_models(tmp_path_factory) -> Path:
+    if importlib.util.find_spec("keras_hub") is None:
+        pytest.skip(reason="keras_hub is not installed (extra peers)")
+    root = tmp_path_factory.mktemp("keras_hub")
+    command = [sys.executable, "-c", KERAS_HUB, str(root)]
+    subprocess.run(command, input=json.dumps(HUB_TEXTS), text=True, check=True, capture_output=True, timeout=600)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("softmax", 1e-5),
+        ("softmax.keras", 1e-5),
+        ("sigmoid.keras", 1e-5),
+        ("number.keras", 1e-5),
+        ("number", 1e-5),
+        ("bfloat16", 0.03),
+        ("int8", 0.03),
+        ("shards", 1e-5),
+    ],
+)
+def test_tasks_of_keras_hub(name, tolerance, hub_models):
+    wanted = np.array(answers(hub_models, "said")[name.removesuffix(".keras")])
+    bert = Bert.load(hub_models / name)
+    rows = bert.predict(HUB_TEXTS)
+    found = [[row["scores"][label] for label in bert.labels] if bert.labels else [row["score"]] for row in rows]
+    np.testing.assert_allclose(found, wanted, atol=tolerance)
+    assert np.ptp(wanted, axis=0).max() > 5 * tolerance, "texts differ by more than the tolerance"
+
+
+@pytest.mark.slow
+def test_an_embedder_of_keras_hub(hub_models):
+    bert = Bert.load(hub_models / "embedder")
+    found = [row["embedding"] for row in bert.predict(HUB_TEXTS)]
+    np.testing.assert_allclose(found, answers(hub_models, "said")["embedder"], atol=1e-5)
+
+
+def test_an_archive_of_keras_that_is_none(tmp_path):
+    (tmp_path / "a.keras").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match=r"a\.keras: broken or not a file of Keras"):
+        Bert.load(tmp_path / "a.keras")
+    with zipfile.ZipFile(tmp_path / "b.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", bytes(1 << 20))
+    with pytest.raises(CheckpointError, match=r"b\.keras: unpacks to more than 64 times its size"):
+        Bert.load(tmp_path / "b.keras")
+    with zipfile.ZipFile(tmp_path / "c.keras", "w") as archive:
+        archive.writestr("assets/../../x", b"")
+    with pytest.raises(CheckpointError, match=r"c\.keras: names files elsewhere"):
+        Bert.load(tmp_path / "c.keras")
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint.*; name what is in it: .*a\.keras"):
+        Bert.load(tmp_path)

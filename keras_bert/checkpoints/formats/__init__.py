@@ -5,7 +5,7 @@ A new format is one module with a `Format` and one row in `FORMATS`.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,8 @@ def detect(path: Path, name: str | None = None) -> Format:
         files = sorted(p.name for p in path.iterdir())
         marks = ", ".join(dict.fromkeys(f.mark for f in FORMATS.values()))
         deeper = [p.name for p in sorted(path.iterdir()) if p.is_dir() and all_here(p)]
-        hint = f"; name a folder in it: {', '.join(str(path / folder) for folder in deeper)}" if deeper else ""
+        deeper += [name for name in files if name.endswith(".keras")]
+        hint = f"; name what is in it: {some(str(path / name) for name in deeper)}" if deeper else ""
         raise CheckpointError(f"{path}: holds no checkpoint: none of {marks} among {some(files)}{hint}")
     if name is not None and choose(FORMATS, name, "format") not in here:
         raise CheckpointError(f"{path}: holds a {here[0].name} checkpoint, not a {name} one")
@@ -215,9 +216,9 @@ def _misfit(entry: Entry, value: Stored) -> str:
     return ""
 
 
-def names_of(found: Format, contents: Contents) -> list[str]:
-    """All names that a format has for the weights of such a model."""
-    return [entry.name for entry in all_entries(found.table, contents.encoder, contents.head)]
+def names_of(found: Format, contents: Contents) -> Iterator[str]:
+    """All names that a format has for the weights of such a model; to ask for them takes Keras."""
+    yield from (entry.name for entry in all_entries(found.table, contents.encoder, contents.head))
 
 
 def _both_lists(unfilled: list[str], no_place: list[str]) -> Iterable[str]:
