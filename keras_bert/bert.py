@@ -20,6 +20,7 @@ from keras_bert.config import (
     FinetuneConfig,
     HeadConfig,
     OptimizerConfig,
+    TextConfig,
     TrainConfig,
     WindowConfig,
     choose,
@@ -65,6 +66,7 @@ class Bert:
         data: the columns that the `keras-bert` commands read.
         windows: how long texts are read, where a call does not say.
         report: what loading filled, and what it left new.
+        columns_open: whether it is a published model that does not say whether it reads pairs.
         others: further networks, with whose scores those of `network` are averaged.
     """
 
@@ -73,11 +75,13 @@ class Bert:
     ) -> None:
         self.text, self.network = text, network
         self.data = data or DataConfig()
+        self.columns_open = False
         config = network.head.config
         if config.single and self.data.text_pair_column:
             raise ConfigError(f"{config.task} reads single texts; leave text_pair_column empty")
         if config.paired and not self.data.text_pair_column:
             self.data = dataclasses.replace(self.data, text_pair_column="text_pair")
+        checkpoints.check_segments(network.encoder.config, config, self.data)
         self.windows = windows or network.head.windows(text.config.max_seq_length)
         self.report: checkpoints.Report | None = None
         self.others: tuple[Network, ...] = ()
@@ -96,6 +100,8 @@ class Bert:
         windows: dict[str, Any] | None = None,
         reinit_layers: int = 0,
         new_head: bool = False,
+        drop: str = "",
+        keep_keys: Sequence[str] = (),
         **text: Any,
     ) -> "Bert":
         """A pretrained encoder with a new head for `task`.
@@ -112,6 +118,8 @@ class Bert:
                 https://arxiv.org/abs/2006.05987).
             new_head: of a run, take the encoder and the pooler only, whatever it was trained for (two-stage
                 fine-tuning, Phang et al. 2018, https://arxiv.org/abs/1811.01088).
+            drop: pattern of names of tensors that the model does not need and may be left out.
+            keep_keys: unknown keys of the checkpoint's settings that are known to leave the arithmetic alone.
             text: fields of `TextConfig` to take instead of the checkpoint's, such as `max_seq_length=256`; None
                 asks the checkpoint. Its own are 128 tokens (384 for "span") and the case of its tokenizer, or of its
                 vocabulary.
@@ -121,10 +129,16 @@ class Bert:
                 must have been trained for the same task and labels.
             ConfigError: the labels do not suit the task, or the model has too few positions.
         """
-        checkpoint, kind = checkpoints.open_checkpoint(path), choose(HEADS, task, "task")
+        found, kind = checkpoints.open_checkpoint(path, keep_keys), choose(HEADS, task, "task")
+        checkpoint = found
         if new_head or choose(TASKS, task, "task").encoder_only:
             checkpoint = dataclasses.replace(checkpoint, contents=dataclasses.replace(checkpoint.contents, head=None))
         fields: dict[str, Any] = {"task": task, "labels": list(map(str, labels)), "dropout": dropout}
+        if checkpoint.head is not None and (checkpoint.head.task, list(checkpoint.head.labels)) == (
+            task,
+            fields["labels"],
+        ):
+            fields |= {name: getattr(checkpoint.head, name) for name in ("tags",) if hasattr(checkpoint.head, name)}
         config = from_dict(HeadConfig, fields | kind.settings(checkpoint.vocabulary) | (head or {}))
         if checkpoint.head is not None and (checkpoint.head.task, checkpoint.head.labels) != (
             config.task,
@@ -137,12 +151,12 @@ class Bert:
             )
         mask = kind.attention_mask or checkpoint.encoder.attention_mask
         network = Network(dataclasses.replace(checkpoint.encoder, attention_mask=mask), config)
-        if network.head.max_seq_length and checkpoint.head is None and text.get("max_seq_length") is None:
-            text["max_seq_length"] = min(network.head.max_seq_length, checkpoint.encoder.max_positions)
+        if checkpoint.head is None and text.get("max_seq_length") is None:
+            text["max_seq_length"] = usual_length(network.head, found)
         bert = cls(Text(checkpoint.vocabulary, checkpoints.text_config(checkpoint, text)), network, data)
         bert.windows = from_dict(WindowConfig, to_dict(bert.windows) | (windows or {}))
         fresh = starting_anew(checkpoint.encoder, reinit_layers)
-        report = checkpoints.load(bert.network, checkpoint, NEW_HEAD if new_head else ((".*", False),))
+        report = checkpoints.load(bert.network, checkpoint, NEW_HEAD if new_head else ((".*", False),), drop)
         anew, filled = (tuple(p for p in report.filled if rules.match(fresh, p) == new) for new in (True, False))
         bert.report = dataclasses.replace(report, filled=filled, anew=anew)
         if kind.pretrained_head and report.new:
@@ -154,21 +168,41 @@ class Bert:
         return bert
 
     @classmethod
-    def load(cls, path: str | Path) -> "Bert":
-        """A model that was saved with `save`, or the best epoch of a `keras-bert finetune` run.
+    def load(
+        cls,
+        path: str | Path,
+        task: str = "",
+        labels: Sequence[str] = (),
+        data: DataConfig | None = None,
+        drop: str = "",
+        keep_keys: Sequence[str] = (),
+        **text: Any,
+    ) -> "Bert":
+        """A model with the head that it has: of `save`, of a `keras-bert finetune` run, or published by others.
+
+        Args:
+            path: directory of any checkpoint, or the name of a published one.
+            task, labels: what the head of a published checkpoint is for, and the names of its logits in their order,
+                where its files do not say.
+            data: the columns of files, if they are other than it says. A published checkpoint that does not say whether
+                it reads pairs is asked with or without `text_pairs`.
+            drop, keep_keys: see `from_checkpoint`.
+            text: fields of `TextConfig` to take instead of the checkpoint's.
 
         Raises:
-            CheckpointError: the directory holds no model of ours, or it is damaged.
+            CheckpointError: the directory holds no trained head, or it is damaged.
+            ConfigError: task, labels or settings do not fit what it holds.
         """
-        checkpoint = checkpoints.open_checkpoint(path)
-        if checkpoint.head is None or checkpoint.data is None:
-            raise CheckpointError(
-                f"{path}: a {checkpoint.format} checkpoint has no trained head; fine-tune it first "
-                "(`keras-bert finetune`, or Bert.from_checkpoint and fit)"
-            )
+        found = checkpoints.open_checkpoint(path, keep_keys)
+        if found.contents.masked_words and not task and not labels:
+            return cls.from_checkpoint(path, task="fill_mask", drop=drop, keep_keys=keep_keys, **text)
+        checkpoint = checkpoints.as_trained(found, task, labels, data)
+        assert checkpoint.head is not None
         network = Network(checkpoint.encoder, checkpoint.head)
-        bert = cls(Text(checkpoint.vocabulary, checkpoint.text), network, checkpoint.data, checkpoint.contents.windows)
-        bert.report = checkpoints.load(bert.network, checkpoint)
+        layer = Text(checkpoint.vocabulary, checkpoints.text_config(checkpoint, text))
+        bert = cls(layer, network, checkpoint.data, checkpoint.contents.windows)
+        bert.columns_open = found.contents.data is None and data is None
+        bert.report = checkpoints.load(bert.network, checkpoint, drop=drop)
         return bert
 
     @property
@@ -230,8 +264,7 @@ class Bert:
         """
         self._check_trainable()
         config = config or TrainConfig()
-        if text_pairs is not None and not self.pair and not self.head.config.single:
-            self.data = dataclasses.replace(self.data, text_pair_column="text_pair")
+        self._read_pairs(text_pairs)
         rows = self._rows(texts, labels, text_pairs, choices)
         train = self.examples(rows)
         if evaluation is None:
@@ -244,6 +277,13 @@ class Bert:
             keeping = loop.Keeping(folder)
             optimizer = optimizer or OptimizerConfig()
             return self.fit_rows(train, held_out, config, optimizer, keeping, progress, finetune=finetune, trick=trick)
+
+    def _read_pairs(self, text_pairs: Sequence[str] | None) -> None:
+        """Make it a model of pairs, if it is asked with pairs and may be one."""
+        if text_pairs is not None and not self.pair and not self.head.config.single:
+            data = dataclasses.replace(self.data, text_pair_column="text_pair")
+            checkpoints.check_segments(self.network.encoder.config, self.head.config, data)
+            self.data, self._answer = data, {}
 
     def _check_trainable(self) -> None:
         """Raises ConfigError if fine-tuning cannot train the task."""
@@ -376,6 +416,8 @@ class Bert:
         choices: Sequence[Sequence[str]] | None = None,
     ) -> dict[str, np.ndarray]:
         """What `served.Served.answer` gives for the texts, as NumPy arrays with one row a text, in their order."""
+        if self.columns_open:
+            self._read_pairs(text_pairs)
         return self.arrays_of(Examples(self._texts(texts, text_pairs, choices)), batch_size, progress, windows)
 
     def arrays_of(
@@ -539,6 +581,15 @@ class Ensemble(Bert):
             ConfigError: always.
         """
         raise ConfigError(f"{1 + len(self.others)} models cannot be saved as one; save each of them")
+
+
+def usual_length(head: Head, checkpoint: checkpoints.Checkpoint) -> int | None:
+    """Longest row in tokens of a new head; None for that of the checkpoint."""
+    if head.max_seq_length:
+        return min(head.max_seq_length, checkpoint.encoder.max_positions)
+    said = checkpoint.contents.head  # asked without training, it reads rows as long as the model can
+    trainable = checkpoint.head is None and said is not None and not said.untrainable
+    return min(TextConfig().max_seq_length, checkpoint.text.max_seq_length) if trainable else None
 
 
 def wordpiece(text: Text) -> WordPiece:

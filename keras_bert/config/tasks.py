@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from keras_bert.config.base import check_choices, choose, flag, require
-from keras_bert.tags import tags_of, types_of
+from keras_bert.tags import order_of, read_tags, tags_of
 
 READS = ("row", "each", "choices", "offsets", "windows")
 """How an example is read: its texts as one row; each text as a row; its text with each choice as a row; as one row with
@@ -122,14 +122,14 @@ class HeadConfig:
         return self.labels
 
     @classmethod
-    def labels_of(cls, names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The labels of a model whose logits have these names, and the number in `names` of each of our logits; no
-        numbers if the order is the same.
+    def of_logits(cls, names: tuple[str, ...]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """The fields of a head whose logits have these names, and the number in `names` of each of our logits, -1 where
+        it has none; no numbers if the order is the same.
 
         Raises:
             ConfigError: a head for the task has other logits.
         """
-        return (names if cls.has_labels else ()), ()
+        return {"labels": names if cls.has_labels else ()}, ()
 
     @property
     def whole_batch(self) -> bool:
@@ -278,9 +278,12 @@ class MultilabelConfig(WeightedConfig):
 
 @dataclass(frozen=True)
 class RegressConfig(SentenceConfig):
-    """One number."""
+    """One number: the logit, or what `activation` makes of it."""
 
     task: str = "regress"
+    activation: str = flag(
+        "", "what makes a score of the logit: sigmoid; default: nothing.", "keras_bert.tasks.regress:ACTIVATIONS"
+    )
 
     source: ClassVar[Any] = "keras_bert.data.labels:Numbers"
     scores: ClassVar[Any] = "keras_bert.tasks.scores:NumberScores"
@@ -354,7 +357,10 @@ class EmbedConfig(VectorConfig):
 
 @dataclass(frozen=True)
 class TagConfig(LayersConfig):
-    """Entities in a text; the labels are their types."""
+    """Entities in a text; the labels are their types.
+
+    `tags` are the names of the logits of a published head whose scheme is another than O with B- and I- of each label.
+    """
 
     task: str = "tag"
     decode: str = flag(
@@ -363,6 +369,12 @@ class TagConfig(LayersConfig):
         "keras_bert.tasks.tagging:DECODES",
     )
     max_entities: int = flag(64, "entities of a text that are answered at most.")
+    join_tags: bool = flag(
+        False,
+        "of a published head: E-, S-, M-, L- and U- are parts of the entities of their type, as BIOES and BMES mean "
+        "them. Default: each is an entity of its own, as transformers answers.",
+    )
+    tags: tuple[str, ...] = ()
 
     reads: ClassVar[str] = "windows"
     source: ClassVar[Any] = "keras_bert.data.entities:Entities"
@@ -372,23 +384,35 @@ class TagConfig(LayersConfig):
     pipeline: ClassVar[str] = "token-classification"
     architecture: ClassVar[str] = "BertForTokenClassification"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", tuple(self.tags))
+        super().__post_init__()
+
     def check(self) -> None:
         super().check()
         check_counts(self, "max_entities")
+        types = set(read_tags(self.tags).types)
+        require(not types or types == set(self.labels), f"labels must be the types of the tags, {sorted(types)}")
 
     @property
     def width(self) -> int:
-        return 1 + 2 * len(self.labels)
+        return len(self.logit_labels)
 
     @property
     def logit_labels(self) -> tuple[str, ...]:
-        return tags_of(self.labels)
+        return self.tags or tags_of(self.labels)
 
     @classmethod
-    def labels_of(cls, names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        types, order = types_of(names)
-        require(bool(types), "are not O with a B-TYPE and an I-TYPE for each type, which a head for tag needs")
-        return types, order
+    def of_logits(cls, names: tuple[str, ...]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        reading = read_tags(names)
+        require(
+            bool(reading.types) and "" not in reading.types, "name no types of entities, which a head for tag needs"
+        )
+        values: dict[str, Any] = {} if 0 in reading.numbers else {"max_entities": MOST_WORDS}
+        order = order_of(reading)
+        if order is None:
+            return values | {"labels": tuple(dict.fromkeys(reading.types)), "tags": names}, ()
+        return values | {"labels": reading.keys}, () if order == tuple(range(len(names))) else order
 
 
 @dataclass(frozen=True)
@@ -464,6 +488,10 @@ class GenerateConfig(HeadConfig):
         check_counts(self, "beam_size")
         require(self.max_target_length >= 2, f"max_target_length must be at least 2, got {self.max_target_length}")
         require(0 <= self.length_penalty <= 10, f"length_penalty must be from 0 to 10, got {self.length_penalty}")
+
+
+MOST_WORDS = 256
+"""Entities of a text that are answered at most where each word is one, as in tags of parts of speech."""
 
 
 def check_counts(config: HeadConfig, *names: str) -> None:

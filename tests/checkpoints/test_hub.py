@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import shared
 from safetensors.numpy import save
 
 from keras_bert.checkpoints import hub
@@ -370,11 +371,24 @@ def test_weights_that_are_cut_off_at_the_hub_are_refused(keep, home, files):
     assert listing(home) == set()
 
 
-def test_pickled_weights_are_not_fetched(home, files):
+def test_torch_weights_are_fetched_where_there_are_no_others(home):
+    folder = shared("cases/checkpoints/a07_bert_tiny_old/ckpt")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} | {"evil.bin": b"x", "training_args.bin": b"x"}
+    found = resolve("hf://a/b", home=home, client=HuggingFace(files))
+    assert {path.name for path in found.iterdir()} == {"config.json", "vocab.txt", "pytorch_model.bin", "hub.json"}
+    assert open_checkpoint(found).encoder.hidden_dim == 32
+
+
+def test_weights_that_cannot_be_read_are_not_fetched(home, files):
     del files["model.safetensors"]
     message = refusal(MINIATURE, home=home, client=HuggingFace(files))
-    assert message.startswith(f"{MINIATURE}: has no config.json with *.safetensors on the Hugging Face hub, only ")
-    assert f"pickled weights are not downloaded: convert them into {home / MINIATURE}" in message
+    assert message.startswith(f"{MINIATURE}: pytorch_model.bin: is not a file of PyTorch; try again")
+    del files["pytorch_model.bin"]
+    message = refusal(MINIATURE, home=home, client=HuggingFace(files))
+    assert message.startswith(
+        f"{MINIATURE}: has no config.json with *.safetensors or pytorch_model.bin on the Hugging "
+    )
+    assert f"convert other weights into {home / MINIATURE}" in message
     assert "no config.json" in refusal("hf://a/b", home=home, client=HuggingFace({"README.md": b""}))
     assert "has none of keras_bert.json" in refusal("kaggle://a/b/c/d", home=home, client=Kaggle({"x.pb": b""}))
     assert listing(home) == set()

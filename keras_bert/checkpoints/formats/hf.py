@@ -1,7 +1,12 @@
-"""Hugging Face: `config.json`, `model.safetensors` or `pytorch_model.bin`, `vocab.txt`, `tokenizer_config.json`."""
+"""Hugging Face: `config.json`, `model.safetensors` or `pytorch_model.bin`, `vocab.txt`, `tokenizer_config.json`.
+
+Either file of weights may be split into shards that an index names. In directories of 2019 (pytorch-pretrained-bert)
+the configuration is `bert_config.json`.
+"""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +29,37 @@ from keras_bert.checkpoints.formats.settings import (
     write_json,
     write_vocabulary,
 )
-from keras_bert.checkpoints.formats.table import ORIGINAL, Names, Stored, Transform, same, to_theirs, transpose
+from keras_bert.checkpoints.formats.table import (
+    ORIGINAL,
+    Names,
+    Stored,
+    Transform,
+    same,
+    shared_prefix,
+    to_theirs,
+    transpose,
+)
 from keras_bert.checkpoints.formats.torch_file import read_torch
-from keras_bert.config import TASKS, HeadConfig, tasks_with
+from keras_bert.config import TASKS, DataConfig, HeadConfig, tasks_with
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.rules import Rules
 
-CONFIG_FILE, TOKENIZER_FILE, TORCH_FILE = "config.json", "tokenizer_config.json", "pytorch_model.bin"
+CONFIG_FILE, OLD_CONFIG_FILE, TOKENIZER_FILE = "config.json", "bert_config.json", "tokenizer_config.json"
+CONTAINERS: dict[str, Callable[[Path], dict[str, Stored]]] = {
+    WEIGHTS_FILE: read_safetensors,
+    "pytorch_model.bin": read_torch,
+}
+"""Files of weights, in the order in which they are looked for; `.index.json` behind the name is that of shards."""
 GELU, FLAVOUR = "gelu", "hf"
 SPECIAL_TOKENS = {name: f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
 TOKENIZER_ONLY: dict[str, tuple[Any, ...]] = {
     "tokenize_chinese_chars": (True, None),
     "do_basic_tokenize": (True, None),
     "never_split": (None, []),
-    "tokenizer_class": ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None),
+    "tokenizer_class": (
+        *("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None),
+        *("DistilBertTokenizer", "DistilBertTokenizerFast", "ElectraTokenizer", "ElectraTokenizerFast"),
+    ),
 }
 """Keys of the tokenizer that change ids, and the values that ours computes."""
 
@@ -67,25 +89,98 @@ def read(path: Path) -> Contents:
         CheckpointError: they are broken, or describe what we do not compute.
         DataError: the vocabulary is broken.
     """
-    file = path / CONFIG_FILE
+    file = config_file(path)
     encoder, raw, rest, unknown = read_encoder(file, GELU)
     vocabulary = find_vocabulary(path)
     lower, tokenizer = _tokenizer(path, vocabulary)
-    head, order, problem = _head(raw, file, encoder.hidden_dropout)
-    for key in (*ANEW, *OF_THE_HEAD) if head else ANEW:
+    head = _head(raw, file, encoder.hidden_dropout)
+    for key in (*ANEW, *OF_THE_HEAD) if head.config else ANEW:
         rest.pop(key, None)
     kept = {name: keys for name, keys in ((CONFIG_FILE, rest), (TOKENIZER_FILE, tokenizer)) if keys}
     contents = Contents(
         encoder,
-        text_config(file, encoder, lower, FLAVOUR),
+        text_config(file, encoder, lower, FLAVOUR, _longest(path, head.config)),
         vocabulary,
-        head,
+        head.config,
+        head.data,
         origins={"hf": kept} if kept else {},
         unknown=unknown,
-        logit_order=order,
-        head_problem=problem,
+        logit_order=head.order,
+        head_problem=head.problem,
+        masked_words=(raw.get("architectures") or [""])[0] == "BertForMaskedLM",
+        remarks=_not_read(path),
     )
     return checked(path, contents)
+
+
+def _longest(path: Path, head: HeadConfig | None) -> int | None:
+    """Tokens of a row that a head of the files reads as its tokenizer does; None for the usual ones."""
+    if head is None or head.task == "span":
+        return None
+    file = path / TOKENIZER_FILE
+    said = read_json(file).get("model_max_length") if file.exists() else None
+    return int(min(said, MOST_TOKENS)) if isinstance(said, int | float) and said >= 3 else MOST_TOKENS
+
+
+MOST_TOKENS = 2**16
+
+
+def config_file(path: Path) -> Path:
+    """The configuration under its name of today, or that of 2019."""
+    return path / (CONFIG_FILE if (path / CONFIG_FILE).exists() else OLD_CONFIG_FILE)
+
+
+def is_here(path: Path) -> bool:
+    """Is there a configuration, or the one of 2019 with weights beside it?"""
+    if (path / CONFIG_FILE).exists():
+        return "class_name" not in read_json(path / CONFIG_FILE)
+    return (path / OLD_CONFIG_FILE).exists() and is_complete(path)
+
+
+def is_complete(path: Path) -> bool:
+    """Are the weights there, of shards all?"""
+    return bool(_containers(path)[0])
+
+
+def _containers(path: Path) -> tuple[dict[str, tuple[str, ...]], str]:
+    """Container -> its files, of those that are whole; and why another one is not."""
+    found, problem = dict[str, tuple[str, ...]](), ""
+    for name in CONTAINERS:
+        index = path / f"{name}.index.json"
+        if (path / name).exists():
+            found[name] = (name,)
+        elif index.exists():
+            shards = tuple(sorted(set(_shard_of(index).values())))
+            missing = [shard for shard in shards if not (path / shard).exists()]
+            problem = problem or f"{index.name} names {some(missing)}; put them there"
+            if not missing:
+                found[name] = shards
+    return found, problem
+
+
+def _shard_of(index: Path) -> dict[str, str]:
+    """Tensor -> the file that holds it.
+
+    Raises:
+        CheckpointError: the index is broken, or names files elsewhere.
+    """
+    table = read_json(index).get("weight_map")
+    if (
+        not isinstance(table, dict)
+        or not table
+        or not all(isinstance(n, str) and SHARD.fullmatch(n) for n in table.values())
+    ):
+        raise CheckpointError(f"{index}: weight_map is not a table from tensors to files beside it")
+    return table
+
+
+SHARD = re.compile(r"[\w-][\w.-]*")
+
+
+def _not_read(path: Path) -> tuple[str, ...]:
+    """A remark on weights that lie beside those that are read."""
+    first, *others = _containers(path)[0] or [""]
+    return (f"{first} is read, not {' and '.join(others)} beside it",) if others else ()
 
 
 def _tokenizer(path: Path, vocabulary: list[str]) -> tuple[bool, dict[str, Any]]:
@@ -128,60 +223,117 @@ def _lower_case_of_json(file: Path) -> bool | None:
     return None
 
 
-def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> tuple[HeadConfig | None, tuple[int, ...], str]:
-    """The head that the file names, with its labels; None where it names none of ours.
+@dataclass(frozen=True)
+class _Head:
+    """What a configuration says of the head: the head, the order of its logits (see `Contents`), the columns that it
+    reads, and why a head that is named is none."""
 
-    Returns:
-        The head, the order of its logits, and why there is none; see `Contents`.
-    """
+    config: HeadConfig | None = None
+    order: tuple[int, ...] = ()
+    data: DataConfig | None = None
+    problem: str = ""
+
+
+def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> _Head:
+    """The head that the file names, with its labels."""
     names = raw.get("architectures")
     name = names[0] if isinstance(names, list) and names else ""
     tasks = tasks_with(architecture=name) if name else []
     if not tasks:
-        return None, (), ""
+        return _Head()
+    labels = _labels(raw, file)
+    cross = _activation(raw, file, len(labels)) if len(tasks) > 1 else None
+    task = _task(raw, file, tasks, len(labels), cross)
+    try:
+        values, order = TASKS[task].of_logits(labels)
+    except ConfigError as error:
+        return _Head(
+            problem=f"{file.name}: labels {some(labels, 5)} {error}; --drop='classifier.*' leaves the head out"
+        )
+    if task == "regress" and cross == "sigmoid":
+        values["activation"] = cross
+    rate = raw.get("classifier_dropout")
+    values |= {"task": task, "dropout": dropout if rate is None else rate}
+    data = None if cross is None else DataConfig(text_pair_column="text_pair")
+    return _Head(build(HeadConfig, values, file), order, data)
+
+
+def _labels(raw: Mapping[str, Any], file: Path) -> tuple[str, ...]:
+    """The names of the logits in their order."""
     table = raw.get("id2label")
     count = raw.get("num_labels", raw.get("_num_labels", 2))
     if table is None and type(count) is int and 0 < count < 2**20:
         table = {str(i): f"LABEL_{i}" for i in range(count)}
     if not isinstance(table, dict) or set(table) != {str(i) for i in range(len(table))}:
         raise CheckpointError(f"{file}: id2label must name the labels 0 to n - 1, got {str(table)[:80]}")
-    labels = tuple(str(table[str(i)]) for i in range(len(table)))
-    problem = raw.get("problem_type")
+    return tuple(str(table[str(i)]) for i in range(len(table)))
+
+
+CROSS_ENCODER_ACTIVATIONS = {
+    "torch.nn.modules.linear.Identity": "identity",
+    "torch.nn.Identity": "identity",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.Sigmoid": "sigmoid",
+}
+
+
+def _activation(raw: Mapping[str, Any], file: Path, count: int) -> str | None:
+    """What a CrossEncoder of sentence-transformers makes of its logits; None where the file is not of one.
+
+    Where it does not say, that is the sigmoid of a single logit, and nothing for several.
+    """
+    usual = "sigmoid" if count == 1 else "identity"
+    said = raw.get("sentence_transformers")
+    name = said.get("activation_fn") if isinstance(said, dict) else None
+    name = raw.get("sbert_ce_default_activation_function") if name is None else name
+    if name is None:
+        return None if said is None else usual
+    if name not in CROSS_ENCODER_ACTIVATIONS:
+        known = ", ".join(CROSS_ENCODER_ACTIVATIONS)
+        raise CheckpointError(f"{file}: activation function {name!r} is not computed; it can be one of {known}")
+    return CROSS_ENCODER_ACTIVATIONS[name]
+
+
+def _task(raw: Mapping[str, Any], file: Path, tasks: list[str], count: int, cross: str | None) -> str:
+    """Which of the tasks of one class of transformers it is."""
     known = {TASKS[one].problem_type: one for one in reversed(tasks)}
     if len(known) == 1:
-        task = tasks[0]
-    else:
-        if problem is None:
-            problem = "regression" if len(labels) == 1 else "single_label_classification"
-        if problem not in known:
-            raise CheckpointError(f"{file}: problem_type {problem!r}; it can be one of {', '.join(known)}")
-        task = known[problem]
-    if TASKS[task].problem_type == "regression" and len(labels) != 1:
-        raise CheckpointError(f"{file}: problem_type regression with {len(labels)} labels; only one is supported")
-    try:
-        labels, order = TASKS[task].labels_of(labels)
-    except ConfigError as error:
-        return None, (), f"{file.name}: labels {some(labels, 5)} {error}; --drop='classifier.*' leaves the head out"
-    rate = raw.get("classifier_dropout")
-    values = {
-        "task": task,
-        "labels": labels,
-        "dropout": dropout if rate is None else rate,
-    }
-    return build(HeadConfig, values, file), order, ""
+        return tasks[0]
+    problem = raw.get("problem_type")
+    if problem is None:
+        several = "multi_label_classification" if cross == "sigmoid" else "single_label_classification"
+        problem = "regression" if count == 1 else several
+    if problem not in known:
+        raise CheckpointError(f"{file}: problem_type {problem!r}; it can be one of {', '.join(known)}")
+    if problem == "regression" and count != 1:
+        raise CheckpointError(f"{file}: problem_type regression with {count} labels; only one is supported")
+    if cross == "sigmoid" and problem == "single_label_classification":
+        raise CheckpointError(
+            f"{file}: problem_type {problem} with a sigmoid of each label; they contradict each other"
+        )
+    return known[problem]
 
 
 def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
-    """The tensors, without the prefix `bert.` and with today's names of layer norms."""
-    if (path / WEIGHTS_FILE).exists():
-        found = read_safetensors(path / WEIGHTS_FILE)
-    elif (path / TORCH_FILE).exists():
-        found = read_torch(path / TORCH_FILE)
-    else:
-        split = any(path.glob("*.index.json"))
-        shards = "; it is split into several files, which are not read" if split else ""
-        raise CheckpointError(f"{path}: has no {WEIGHTS_FILE}{shards}")
-    return {re.sub(r"^bert\.", "", old_norm(name)): value for name, value in found.items()}
+    """The tensors, without a prefix that all of them share, without `bert.`, and with today's names of layer norms.
+
+    Raises:
+        CheckpointError: there are no weights, they are broken, or a shard lacks what the index says.
+    """
+    whole, problem = _containers(path)
+    if not whole:
+        there = some(sorted(p.name for p in path.iterdir() if p.is_file()))
+        raise CheckpointError(f"{path}: has no {' or '.join(CONTAINERS)}; {problem or f'there are {there}'}")
+    container, files = next(iter(whole.items()))
+    found: dict[str, Stored] = {}
+    for file in files:
+        found |= CONTAINERS[container](path / file)
+    index = path / f"{container}.index.json"
+    lost = [name for name in _shard_of(index) if name not in found] if files != (container,) else []
+    if lost:
+        raise CheckpointError(f"{index}: no shard holds {some(lost)}; copy the files anew")
+    start = len(shared_prefix(found))
+    return {re.sub(r"^bert\.", "", old_norm(name[start:])): value for name, value in found.items()}
 
 
 def old_norm(name: str) -> str:
@@ -229,18 +381,24 @@ def _config(contents: Contents, weights: Mapping[str, np.ndarray]) -> dict[str, 
         }
         if head.problem_type:
             config["problem_type"] = head.problem_type
+        activation = getattr(head, "activation", "")
+        if activation:
+            names = {ours: theirs for theirs, ours in reversed(CROSS_ENCODER_ACTIVATIONS.items())}
+            config["sentence_transformers"] = {"activation_fn": names[activation]}
     return contents.origin("hf", CONFIG_FILE) | config
 
 
 FORMAT = Format(
     name="hf",
     mark=CONFIG_FILE,
-    is_here=lambda path: (path / CONFIG_FILE).exists() and "class_name" not in read_json(path / CONFIG_FILE),
+    is_here=is_here,
+    is_complete=is_complete,
     table=TABLE,
     read=read,
     tensors=tensors,
     write=write,
-    files=r"config\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.txt|model\.safetensors|pytorch_model\.bin",
+    files=r"(bert_)?config\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.txt"
+    r"|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?",
     ignored=r"embeddings\.(position_ids|token_type_ids)",
     copies={
         "cls.predictions.decoder.weight": "encoder/tokens/embeddings",
