@@ -67,6 +67,7 @@ def test_the_example_of_the_docstring_runs(tiny_checkpoint, tmp_path, monkeypatc
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_fit_learns_and_says_how_well(tmp_path):
     bert = tiny_bert(max_seq_length=12)
     texts, labels = learnable(240)

@@ -623,6 +623,7 @@ def test_the_flags_file_repeats_the_run(flow, at_work):
     assert (at_work / "again/flags.txt").read_text() == (at_work / "run/flags.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_flags_file_repeats_what_was_not_given(work, at_work, tiny_checkpoint):
     """Length and case come from the checkpoint and the share has no meaning with a file: none of them is recorded."""
     shutil.copytree(tiny_checkpoint, "cased")

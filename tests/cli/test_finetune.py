@@ -528,6 +528,7 @@ def test_what_folds_come_to(three):
     assert (folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_predict_evaluate_and_export_know_folds_and_the_threshold(three, alone, at_work, capsys):
     folder, _, _ = three
     threshold = final_of(folder)["threshold"]["threshold"]

@@ -389,6 +389,7 @@ def test_other_ways_to_train_come_to_the_same(how):
         assert second[name] == pytest.approx(first[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_targets_that_are_cut_are_counted(capsys):
     bert = make(most=4)
     config = TrainConfig(num_train_epochs=1)
