@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,8 @@ class Changes:
         do_lower_case: instead of what the source says or its vocabulary shows.
         num_segments: rows of the segment table. New ones are copies of the last: a further text is first taken as the
             second one was, and training tells them apart.
-        max_positions: rows of the position table. New ones repeat the old ones from the first on, as Beltagy et al.
-            2020 (https://arxiv.org/abs/2004.05150) found to work: neighbours keep the relation they were trained with
-            everywhere but at the seams.
+        max_positions: rows of the position table.
+        extend_positions: where the new ones come from, a name of `EXTENSIONS`.
         task, labels: what the head of the source is for, and the names of its logits in their order, where its files
             do not say.
         text_pair_column: column of the second text, if the head reads pairs and the files do not say so.
@@ -56,6 +55,7 @@ class Changes:
     do_lower_case: bool | None = None
     num_segments: int | None = None
     max_positions: int | None = None
+    extend_positions: str = "tile"
     task: str = ""
     labels: Sequence[str] = ()
     text_pair_column: str = ""
@@ -175,6 +175,52 @@ def with_said(found: Checkpoint, changes: Changes) -> Contents:
     return dataclasses.replace(contents, data=columns)
 
 
+# === Longer tables ===
+
+
+def last_again(table: np.ndarray, rows: int) -> np.ndarray:
+    """`[n, D]` -> `[rows, D]`: new rows are copies of the last."""
+    return table[np.minimum(np.arange(rows), len(table) - 1)]
+
+
+def tile(table: np.ndarray, rows: int) -> np.ndarray:
+    """Rows repeat from the first on (Longformer, Beltagy et al. 2020, https://arxiv.org/abs/2004.05150).
+
+    Neighbours keep the relation they were trained with everywhere but at the seams.
+    """
+    return table[np.arange(rows) % len(table)]
+
+
+def hierarchical(table: np.ndarray, rows: int, alpha: float = 0.4) -> np.ndarray:
+    """Row i of n is made of those of i // n and i % n (Su, https://kexue.fm/archives/7947); the first n stay.
+
+    Raises:
+        ConfigError: more than n * n rows.
+    """
+    n, i = len(table), np.arange(rows)
+    if rows > n * n:
+        raise ConfigError(f"{n} positions give at most {n * n}")
+    base = (table.astype(np.float64) - alpha * table[:1]) / (1 - alpha)
+    made = alpha * base[i // n] + (1 - alpha) * base[i % n]
+    return np.concatenate([table, made[n:]])
+
+
+def interpolate(table: np.ndarray, rows: int) -> np.ndarray:
+    """Rows in between, on straight lines: the first and the last stay, and all others move closer together."""
+    places = np.arange(rows) * ((len(table) - 1) / max(rows - 1, 1))
+    low = np.floor(places).astype(int)
+    high, share = np.minimum(low + 1, len(table) - 1), (places - low)[:, None]
+    return table[low] * (1 - share) + table[high] * share
+
+
+EXTENSIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "tile": tile,
+    "hierarchical": hierarchical,
+    "interpolate": interpolate,
+}
+"""Where the new rows of a longer table of positions come from: `(table [n, D], rows)` -> `[rows, D]`."""
+
+
 def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Contents, Weights]:
     """Apply what the caller asked for.
 
@@ -187,9 +233,10 @@ def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Cont
 
         choose(ACTIVATIONS, changes.activation, "activation")
         encoder = dataclasses.replace(encoder, activation=changes.activation)
-    for field, path, grown in (
-        ("num_segments", "encoder/segments/embeddings", lambda table, rows: table[np.minimum(rows, len(table) - 1)]),
-        ("max_positions", "encoder/positions/embeddings", lambda table, rows: table[rows % len(table)]),
+    extension = choose(EXTENSIONS, changes.extend_positions, "extension of positions")
+    for field, path, extended, how in (
+        ("num_segments", "encoder/segments/embeddings", last_again, "are copies of the last row"),
+        ("max_positions", "encoder/positions/embeddings", extension, f"made as {changes.extend_positions} says"),
     ):
         wanted, there = getattr(changes, field), getattr(encoder, field)
         if wanted is None or wanted == there:
@@ -201,9 +248,11 @@ def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Cont
         if path not in weights:
             raise ConfigError(f"{field}: the model has no such table")
         encoder = dataclasses.replace(encoder, **{field: wanted})
-        weights[path] = np.ascontiguousarray(grown(weights[path], np.arange(wanted)))
-        how = "copies of the last row" if field == "num_segments" else "the old rows from the first on"
-        remarks.append(f"{path}: {there} rows grown to {wanted}, the new ones {how}")
+        try:
+            weights[path] = np.ascontiguousarray(extended(weights[path], wanted).astype(np.float32))
+        except ConfigError as error:
+            raise ConfigError(f"{field} {wanted}: {error}") from error
+        remarks.append(f"{path}: {there} rows grown to {wanted}, {how}")
     text = contents.text
     if changes.do_lower_case is not None:
         text = dataclasses.replace(text, do_lower_case=changes.do_lower_case)

@@ -200,6 +200,41 @@ def test_a_run_with_each_head_goes_there_and_back(name, target, tmp_path):
     assert said[0] == {name: part for name, part in said[1].items() if name != "origins"}
 
 
+TABLE = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+
+
+def test_longer_tables_repeat_their_rows():
+    np.testing.assert_array_equal(conversion.tile(TABLE, 12), np.concatenate([TABLE, TABLE, TABLE[:2]]))
+    np.testing.assert_array_equal(conversion.last_again(TABLE, 7), np.concatenate([TABLE, TABLE[4:], TABLE[4:]]))
+
+
+def test_longer_tables_have_two_levels():
+    """Written out from the article: u_r = (p_r - 0.4 p_0) / 0.6; place a n + b has 0.4 u_a + 0.6 u_b."""
+    found = conversion.hierarchical(TABLE, 25)
+    np.testing.assert_array_equal(found[:5], TABLE)
+    u = [(row - 0.4 * TABLE[0]) / 0.6 for row in TABLE.astype("float64")]
+    for a in range(1, 5):
+        for b in range(5):
+            np.testing.assert_allclose(found[5 * a + b], 0.4 * u[a] + 0.6 * u[b], atol=1e-6)
+    with pytest.raises(ConfigError, match="5 positions give at most 25"):
+        conversion.hierarchical(TABLE, 26)
+
+
+def test_longer_tables_have_rows_in_between():
+    found = conversion.interpolate(TABLE, 9)
+    np.testing.assert_allclose(found[::2], TABLE, atol=1e-6)
+    np.testing.assert_allclose(found[1::2], (TABLE[1:] + TABLE[:-1]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", conversion.EXTENSIONS)
+def test_a_model_with_a_longer_table_reads_longer_rows(how, tiny_checkpoint, tmp_path):
+    changes = Changes(max_positions=150, extend_positions=how)
+    report = convert(tiny_checkpoint, tmp_path / "long", "keras_bert", changes=changes)
+    assert f"64 rows grown to 150, made as {how} says" in " ".join(report.remarks)
+    bert = Bert.from_checkpoint(tmp_path / "long", task="embed", max_seq_length=140)
+    assert bert.arrays(["a " * 200])["num_tokens"].tolist() == [140]
+
+
 def test_vectors_of_a_bilstm_have_no_place_in_another_format(tmp_path):
     network = Network(TINY, HeadConfig(task="embed", head_lstm=3))
     save(tmp_path / "run", network, WORDS, TextConfig(max_seq_length=16), None)

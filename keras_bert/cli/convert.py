@@ -3,7 +3,7 @@
 from keras_bert.checkpoints.formats import FORMATS
 from keras_bert.cli.flags import Flags, add_opening, kept_keys, note
 from keras_bert.config import TASKS
-from keras_bert.conversion import Changes, convert
+from keras_bert.conversion import EXTENSIONS, Changes, convert
 from keras_bert.data.labels import split_labels
 
 
@@ -24,7 +24,8 @@ def define() -> Flags:
     )
     flags.add("do_lower_case", True, "Is the model uncased? Default: what the source says or its vocabulary shows.")
     flags.add("num_segments", 0, "Grow the segment table to so many rows, copies of its last one; 0 leaves it.")
-    flags.add("max_positions", 0, "Grow the position table to so many rows, repeating its rows; 0 leaves it.")
+    flags.add("max_positions", 0, "Grow the position table to so many rows; 0 leaves it.")
+    flags.add("extend_positions", "tile", "Where the new rows of --max_positions come from.", tuple(EXTENSIONS))
     flags.add("task", "", "What the head of the source is for, where its files do not say.", ("", *TASKS))
     flags.add("labels", "", "Names of the logits of the source's head in their order, comma separated.")
     flags.add("text_pair_column", "", "Column of the second text, if the head reads pairs and its files do not say so.")
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
         do_lower_case=flags["do_lower_case"] if flags.given("do_lower_case") else None,
         num_segments=flags["num_segments"] or None,
         max_positions=flags["max_positions"] or None,
+        extend_positions=flags["extend_positions"],
         task=flags["task"],
         labels=split_labels(flags["labels"]),
         text_pair_column=flags["text_pair_column"],

@@ -215,7 +215,7 @@ class Flags:
 
     def _lines(self, name: str) -> list[str]:
         flag = self.values[name]
-        choices = getattr(flag.parser, "enum_values", None)
+        choices: list[str] = getattr(flag.parser, "enum_values", None) or []
         about = flag.help.partition(">: ")[2] if choices else flag.help  # absl puts the choices before it
         default = str(flag.default).lower() if isinstance(flag.default, bool) else flag.default
         shown = "" if default == "" or name == "help" else f" [{default}]"
