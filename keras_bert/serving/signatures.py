@@ -73,6 +73,21 @@ def alone(gives: Gives) -> Callable[[Served], Made]:
     return made
 
 
+def prompted(field: str, gives: Gives) -> Callable[[Served], Made | None]:
+    """Of strings `text`, each behind the prompt that a field of the head has; none where the head has no prompts."""
+
+    def made(served: Served) -> Made | None:
+        head = served.head.config
+        layer = served.text_layer.with_prompt(getattr(head, field))
+
+        def function(text: Any) -> Tensors:
+            return gives(served, layer(text))
+
+        return (function, served.texts[:1]) if head.has_prompts else None
+
+    return made
+
+
 def text(gives: Gives) -> Callable[[Served], Made]:
     """Of strings `text`, and `text_pair` for pairs."""
     return strings(lambda served, *texts: gives(served, served.features(*texts)))
@@ -197,7 +212,7 @@ def tokenize_choices(served: Served, *texts: Any) -> Tensors:
     return {name: tf.reshape(v, tf.concat([shape, tf.shape(v)[1:]], 0)) for name, v in rows.items()}
 
 
-MAKERS: dict[str, Callable[[Served], Made]] = {
+MAKERS: dict[str, Callable[[Served], Made | None]] = {
     "answer": strings(Served.answer),
     "tokenize": strings(tokenize),
     "tokenize_alone": alone(lambda served, features: tokenize(served, features["strings"])),
@@ -206,6 +221,8 @@ MAKERS: dict[str, Callable[[Served], Made]] = {
     "vector": alone(vector),
     "token_vectors": alone(vectors),
     "vector_of_ids": token_ids(vector),
+    "query": prompted("query_prompt", vector),
+    "document": prompted("document_prompt", vector),
     "answer_of_ids": token_ids(answer_of_ids),
     "public_of_ids": token_ids(Served.public),
     "logits_of_ids": token_ids(logits_of_ids),
@@ -214,7 +231,7 @@ MAKERS: dict[str, Callable[[Served], Made]] = {
     "classify": examples(only(classes="labels", scores="scores")),
     "regress": examples(only(outputs="score")),
 }
-"""What makes a signature, by the names that `Head.signatures` has."""
+"""What makes a signature, by the names that `Head.signatures` has; None where a model has no use for it."""
 
 COMMON: dict[str, str] = {
     "serving_default": "answer",
@@ -228,7 +245,7 @@ TOGETHER: dict[str, str | None] = {"token_ids": "public_of_ids", "embedding": No
 """Those of several models, which have no vector in common."""
 
 
-def table_of(head: Head | type[Head], models: int = 1) -> dict[str, Callable[[Served], Made]]:
+def table_of(head: Head | type[Head], models: int = 1) -> dict[str, Callable[[Served], Made | None]]:
     """The signatures of so many models with a head of this kind, by name."""
     table = COMMON | dict(head.signatures) | (TOGETHER if models > 1 else {})
     return {name: choose(MAKERS, made, "signature") for name, made in table.items() if made}
@@ -237,4 +254,5 @@ def table_of(head: Head | type[Head], models: int = 1) -> dict[str, Callable[[Se
 def signatures_of(served: Served) -> dict[str, Any]:
     """Every signature of the model as a `tf.function`, by name."""
     table = table_of(served.head, len(served.networks))
-    return {name: checked(*made(served)) for name, made in table.items()}
+    made = {name: make(served) for name, make in table.items()}
+    return {name: checked(*one) for name, one in made.items() if one}

@@ -29,8 +29,7 @@ def detect(path: Path, name: str | None = None) -> Format:
     Raises:
         CheckpointError: the directory holds none of the formats, or not the one asked for.
     """
-    found = [f for f in FORMATS.values() if (path / f.mark).exists()]
-    here = next((f for f in found if f.is_here(path)), None)
+    here = next((f for f in FORMATS.values() if f.is_here(path)), None)
     if here is None:
         files = sorted(p.name for p in path.iterdir())
         marks = ", ".join(dict.fromkeys(f.mark for f in FORMATS.values()))

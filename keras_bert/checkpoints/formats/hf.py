@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_bert.checkpoints.formats import sentence_transformers
 from keras_bert.checkpoints.formats.containers import WEIGHTS_FILE, read_safetensors, write_safetensors
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import (
@@ -46,7 +47,9 @@ _LAYERS = {ours: theirs.replace("layer_{i}", "layer/{i}").replace("/", ".") for 
 _ENDS = {"kernel": ".weight", "bias": ".bias", "gamma": ".weight", "beta": ".bias", "embeddings": ".weight"}
 _TURNED: Rules[Transform] = ((r"/kernel$", transpose), (r".*", same))
 TABLE = Names(
-    _LAYERS | {"head/next_sentence": "cls.seq_relationship", "head/logits": "classifier"},
+    _LAYERS
+    | {"head/next_sentence": "cls.seq_relationship", "head/logits": "classifier"}
+    | sentence_transformers.DENSE_NAMES,
     _ENDS,
     _TURNED,
     others={"head/masked_lm/bias": ("cls.predictions.bias", same)},
@@ -61,16 +64,17 @@ OF_THE_HEAD = ("problem_type", "id2label", "label2id", "num_labels", "_num_label
 
 
 def read(path: Path) -> Contents:
-    """What `config.json` and the tokenizer's files say.
+    """What `config.json` and the tokenizer's files say, and those of sentence-transformers around them.
 
     Raises:
         CheckpointError: they are broken, or describe what we do not compute.
         DataError: the vocabulary is broken.
     """
-    file = path / CONFIG_FILE
+    folder = sentence_transformers.transformer(path)
+    file = folder / CONFIG_FILE
     encoder, raw, rest, unknown = read_encoder(file, GELU)
-    vocabulary = find_vocabulary(path)
-    lower, tokenizer = _tokenizer(path, vocabulary)
+    vocabulary = find_vocabulary(folder)
+    lower, tokenizer = _tokenizer(folder, vocabulary)
     head, order, problem = _head(raw, file, encoder.hidden_dropout)
     for key in (*ANEW, *OF_THE_HEAD) if head else ANEW:
         rest.pop(key, None)
@@ -85,7 +89,7 @@ def read(path: Path) -> Contents:
         logit_order=order,
         head_problem=problem,
     )
-    return checked(path, contents)
+    return checked(path, sentence_transformers.apply(path, contents, tokenizer.get("model_max_length")))
 
 
 def _tokenizer(path: Path, vocabulary: list[str]) -> tuple[bool, dict[str, Any]]:
@@ -173,6 +177,8 @@ def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> tuple[HeadConfi
 
 def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
     """The tensors, without the prefix `bert.` and with today's names of layer norms."""
+    beside = sentence_transformers.tensors(path)
+    path = sentence_transformers.transformer(path)
     if (path / WEIGHTS_FILE).exists():
         found = read_safetensors(path / WEIGHTS_FILE)
     elif (path / TORCH_FILE).exists():
@@ -181,7 +187,7 @@ def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
         split = any(path.glob("*.index.json"))
         shards = "; it is split into several files, which are not read" if split else ""
         raise CheckpointError(f"{path}: has no {WEIGHTS_FILE}{shards}")
-    return {re.sub(r"^bert\.", "", old_norm(name)): value for name, value in found.items()}
+    return {re.sub(r"^bert\.", "", old_norm(name)): value for name, value in found.items()} | beside
 
 
 def old_norm(name: str) -> str:
@@ -190,8 +196,9 @@ def old_norm(name: str) -> str:
 
 
 def write(path: Path, contents: Contents, weights: Mapping[str, np.ndarray]) -> None:
-    """Write a directory that transformers loads."""
+    """Write a directory that transformers loads, and sentence-transformers if the model gives vectors."""
     named = to_theirs(TABLE, weights, contents)
+    dense = {name: named.pop(name) for name in list(named) if name.startswith("dense_")}
     bare = re.compile(r"cls\.|classifier\.|qa_outputs\.")
     prefix = "bert." if any(bare.match(name) for name in named) else ""
     write_safetensors(
@@ -203,6 +210,18 @@ def write(path: Path, contents: Contents, weights: Mapping[str, np.ndarray]) -> 
     usual = {"model_max_length": contents.encoder.max_positions}
     write_json(path / TOKENIZER_FILE, usual | contents.origin("hf", TOKENIZER_FILE) | tokenizer)
     write_vocabulary(path / VOCABULARY_FILE, contents.vocabulary)
+    sentence_transformers.write(path, contents, dense)
+
+
+def _holds(contents: Contents, parts: set[str]) -> set[str]:
+    """All parts, but dense layers over vectors that sentence-transformers could not make."""
+    return parts if sentence_transformers.holds(contents.head) else parts - {"dense"}
+
+
+def _is_here(path: Path) -> bool:
+    if sentence_transformers.is_here(path):
+        return not (path / "bert_config.json").exists()
+    return (path / CONFIG_FILE).exists() and "class_name" not in read_json(path / CONFIG_FILE)
 
 
 def _config(contents: Contents, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -232,15 +251,20 @@ def _config(contents: Contents, weights: Mapping[str, np.ndarray]) -> dict[str, 
     return contents.origin("hf", CONFIG_FILE) | config
 
 
+_FILES = (
+    r"config\.json|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.txt"
+    r"|model\.safetensors|pytorch_model\.bin"
+)
 FORMAT = Format(
     name="hf",
     mark=CONFIG_FILE,
-    is_here=lambda path: (path / CONFIG_FILE).exists() and "class_name" not in read_json(path / CONFIG_FILE),
+    is_here=_is_here,
     table=TABLE,
     read=read,
     tensors=tensors,
     write=write,
-    files=r"config\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.txt|model\.safetensors|pytorch_model\.bin",
+    files=rf"{_FILES}|{sentence_transformers.FILES}|\d+_[^/]*/({_FILES})",
+    holds=_holds,
     ignored=r"embeddings\.(position_ids|token_type_ids)",
     copies={
         "cls.predictions.decoder.weight": "encoder/tokens/embeddings",

@@ -108,8 +108,8 @@ def some(names: Any, limit: int = 8) -> str:
     return (", ".join(names[:limit]) or "nothing") + more
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON file that holds an object, or a list where `kind` is `list`.
 
     Raises:
         CheckpointError: it cannot be read, is larger than 64 MB, or holds something else.
@@ -122,9 +122,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
+    if not isinstance(content, kind):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not {KINDS_OF_JSON[kind]}")
     return content
+
+
+KINDS_OF_JSON: dict[Any, str] = {dict: "an object", list: "a list"}
 
 
 def objects(file: Path, content: Mapping[str, Any], name: str, depth: int = 1) -> dict[str, Any]:
