@@ -554,7 +554,7 @@ class Ensemble(Bert):
 
 def wordpiece(text: Text) -> WordPiece:
     """The tokenizer of a text layer in plain Python, which knows masks."""
-    return WordPiece(text.vocabulary, text.config.do_lower_case, text.config.flavour, (MASK,))
+    return WordPiece(text.vocabulary, special_tokens=(MASK,), **text.config.tokenizer)
 
 
 def strings(name: str, values: Sequence[str]) -> list[str]:

@@ -33,7 +33,6 @@ HEADS = {
     "embed": HeadConfig(task="embed"),
     "embed_dense": HeadConfig(
         task="embed",
-        layers="mix",
         pooling="cls+weighted_mean+last+mean_sqrt",
         dense_units=(6, 5),
         dense_activations=("silu", "identity"),

@@ -81,7 +81,7 @@ def read_examples(flags: Flags, checkpoint: Checkpoint, head: HeadConfig, data: 
         DataError: anything about the file that cannot be used.
     """
     source, text = source_of(head), checkpoint.text
-    tokenizer = functools.partial(WordPiece, checkpoint.vocabulary, text.do_lower_case, text.flavour, (MASK,))
+    tokenizer = functools.partial(WordPiece, checkpoint.vocabulary, special_tokens=(MASK,), **text.tokenizer)
     longest = flags["max_seq_length"] or text.max_seq_length
     rows = source.read(flags["eval_file"], data, reading(flags))
     rows = source.with_labels(rows, data, head, tokenizer, longest, note)

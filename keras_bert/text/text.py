@@ -60,7 +60,7 @@ class Text:
         index = check_vocabulary(self.vocabulary, "the vocabulary")
         self.cls_id, self.sep_id = index["[CLS]"], index["[SEP]"]
         self.pad_id = index.get("[PAD]", 0)
-        self.tokenizer = Tokenizer(self.vocabulary, self.config.do_lower_case, self.config.flavour, special_tokens)
+        self.tokenizer = Tokenizer(self.vocabulary, special_tokens=special_tokens, **self.config.tokenizer)
         self.continues = np.array([piece.startswith("##") for piece in self.vocabulary])
         self.prompt = ""
 

@@ -7,23 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from keras_bert.checkpoints.formats import sentence_transformers
+from keras_bert.checkpoints.formats import hf_tokenizer, sentence_transformers
 from keras_bert.checkpoints.formats.containers import WEIGHTS_FILE, read_safetensors, write_safetensors
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import (
-    VOCABULARY_FILE,
     Contents,
     build,
     checked,
     encoder_keys,
-    find_vocabulary,
-    is_cased,
     read_encoder,
     read_json,
     some,
     text_config,
     write_json,
-    write_vocabulary,
 )
 from keras_bert.checkpoints.formats.table import ORIGINAL, Names, Stored, Transform, same, to_theirs, transpose
 from keras_bert.checkpoints.formats.torch_file import read_torch
@@ -31,16 +27,8 @@ from keras_bert.config import TASKS, HeadConfig, tasks_with
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.rules import Rules
 
-CONFIG_FILE, TOKENIZER_FILE, TORCH_FILE = "config.json", "tokenizer_config.json", "pytorch_model.bin"
-GELU, FLAVOUR = "gelu", "hf"
-SPECIAL_TOKENS = {name: f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
-TOKENIZER_ONLY: dict[str, tuple[Any, ...]] = {
-    "tokenize_chinese_chars": (True, None),
-    "do_basic_tokenize": (True, None),
-    "never_split": (None, []),
-    "tokenizer_class": ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None),
-}
-"""Keys of the tokenizer that change ids, and the values that ours computes."""
+CONFIG_FILE, TORCH_FILE = "config.json", "pytorch_model.bin"
+GELU = "gelu"
 
 
 _LAYERS = {ours: theirs.replace("layer_{i}", "layer/{i}").replace("/", ".") for ours, theirs in ORIGINAL.items()}
@@ -73,63 +61,22 @@ def read(path: Path) -> Contents:
     folder = sentence_transformers.transformer(path)
     file = folder / CONFIG_FILE
     encoder, raw, rest, unknown = read_encoder(file, GELU)
-    vocabulary = find_vocabulary(folder)
-    lower, tokenizer = _tokenizer(folder, vocabulary)
+    tokenizer = hf_tokenizer.read(folder)
     head, order, problem = _head(raw, file, encoder.hidden_dropout)
     for key in (*ANEW, *OF_THE_HEAD) if head else ANEW:
         rest.pop(key, None)
-    kept = {name: keys for name, keys in ((CONFIG_FILE, rest), (TOKENIZER_FILE, tokenizer)) if keys}
+    kept = {name: keys for name, keys in ((CONFIG_FILE, rest), (hf_tokenizer.CONFIG_FILE, tokenizer.rest)) if keys}
     contents = Contents(
         encoder,
-        text_config(file, encoder, lower, FLAVOUR),
-        vocabulary,
+        text_config(folder, encoder, flavour=hf_tokenizer.FLAVOUR, **tokenizer.text),
+        tokenizer.vocabulary,
         head,
         origins={"hf": kept} if kept else {},
         unknown=unknown,
         logit_order=order,
         head_problem=problem,
     )
-    return checked(path, sentence_transformers.apply(path, contents, tokenizer.get("model_max_length")))
-
-
-def _tokenizer(path: Path, vocabulary: list[str]) -> tuple[bool, dict[str, Any]]:
-    """Is the checkpoint uncased? What its tokenizer says, else whether any piece has a capital. And the other keys."""
-    file = path / TOKENIZER_FILE
-    said = read_json(file) if file.exists() else {}
-    for key, allowed in TOKENIZER_ONLY.items():
-        if key in said and said[key] not in allowed:
-            raise CheckpointError(f"{file}: {key} {said[key]!r} changes the ids and is not supported")
-    for name, usual in SPECIAL_TOKENS.items():
-        token = said.get(f"{name}_token", usual)
-        token = token.get("content") if isinstance(token, dict) else token
-        if token not in (usual, None):
-            raise CheckpointError(f"{file}: {name}_token is {token!r}; only {usual} is supported")
-    lower = said.get("do_lower_case")
-    if not isinstance(lower, bool):
-        lower = _lower_case_of_json(path / "tokenizer.json")
-    if not isinstance(lower, bool):
-        lower = not is_cased(vocabulary)
-    if said.get("strip_accents") not in (None, lower):
-        raise CheckpointError(
-            f"{file}: strip_accents {said['strip_accents']!r} with do_lower_case {lower!r} changes the ids and is "
-            "not supported; accents are stripped where text is lower-cased, and only there"
-        )
-    written = {"do_lower_case", "tokenizer_class", *(f"{name}_token" for name in SPECIAL_TOKENS)}
-    return lower, {key: value for key, value in said.items() if key not in written}
-
-
-def _lower_case_of_json(file: Path) -> bool | None:
-    """What the normalizer of a `tokenizer.json` says; None where it says nothing."""
-    if not file.exists():
-        return None
-    normalizer = read_json(file).get("normalizer")
-    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
-    for step in steps if isinstance(steps, list) else []:
-        if isinstance(step, dict) and step.get("type") == "BertNormalizer" and isinstance(step.get("lowercase"), bool):
-            return step["lowercase"]
-        if isinstance(step, dict) and step.get("type") == "Lowercase":
-            return True
-    return None
+    return checked(path, sentence_transformers.apply(path, contents, tokenizer.rest.get("model_max_length")))
 
 
 def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> tuple[HeadConfig | None, tuple[int, ...], str]:
@@ -205,11 +152,7 @@ def write(path: Path, contents: Contents, weights: Mapping[str, np.ndarray]) -> 
         path / WEIGHTS_FILE, {name if bare.match(name) else prefix + name: value for name, value in named.items()}
     )
     write_json(path / CONFIG_FILE, _config(contents, weights))
-    special = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items() if token in contents.vocabulary}
-    tokenizer = {"do_lower_case": contents.text.do_lower_case, "tokenizer_class": "BertTokenizer", **special}
-    usual = {"model_max_length": contents.encoder.max_positions}
-    write_json(path / TOKENIZER_FILE, usual | contents.origin("hf", TOKENIZER_FILE) | tokenizer)
-    write_vocabulary(path / VOCABULARY_FILE, contents.vocabulary)
+    hf_tokenizer.write(path, contents)
     sentence_transformers.write(path, contents, dense)
 
 

@@ -176,11 +176,14 @@ def is_cased(vocabulary: list[str]) -> bool:
     return any(re.search("[A-Z]", piece) and piece[0] not in "[<" for piece in vocabulary)
 
 
-def text_config(file: Path, encoder: EncoderConfig, do_lower_case: bool, flavour: str = "original") -> TextConfig:
-    """Text settings with the usual longest row, or that of a smaller model; `flavour` goes by the format."""
+def text_config(file: Path, encoder: EncoderConfig, do_lower_case: bool, **more: Any) -> TextConfig:
+    """Text settings with the usual longest row, or that of a smaller model.
+
+    Args:
+        more: further fields of `TextConfig`, such as the `flavour`, which goes by the format.
+    """
     length = min(TextConfig().max_seq_length, encoder.max_positions)
-    values = {"do_lower_case": do_lower_case, "max_seq_length": length, "flavour": flavour}
-    return build(TextConfig, values, file)
+    return build(TextConfig, {"do_lower_case": do_lower_case, "max_seq_length": length, **more}, file)
 
 
 def build(kind: type[Any], values: dict[str, Any], file: Path) -> Any:
