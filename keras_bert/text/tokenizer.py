@@ -405,7 +405,7 @@ def _changes(kind: Kind, used: frozenset[str]) -> tuple[dict[int, str], dict[int
     # A stand-in that is written in a text must not pass for what it stands for; one more is in no piece either.
     for code in map(ord, set(stand_ins.values())):
         if code not in table:
-            found[code] = void_lone if code in LONE else void_private
+            found[code] = void_lone if code in LONE and kind.chinese_chars else void_private
     return found, stand_ins
 
 

@@ -5,7 +5,7 @@ directories have `vocab.txt`, `special_tokens_map.json` and `added_tokens.json` 
 refused by name.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ CONFIG_FILE, WHOLE_FILE = "tokenizer_config.json", "tokenizer.json"
 SPECIAL_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
 FLAVOUR = "hf"
 SPECIAL_TOKENS = {name: f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
-FURTHER_TOKENS = ("bos_token", "eos_token", "additional_special_tokens", "extra_special_tokens")
+FURTHER_TOKENS = ("bos_token", "eos_token", "extra_special_tokens", "additional_special_tokens")
+"""Keys that name special tokens. Release 5 of transformers does not take those of the last one for special in
+`added_tokens.json`."""
 OWN_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", None)
 """Classes that take their settings from `tokenizer_config.json`, over those of `tokenizer.json`."""
 CLASSES = (*OWN_CLASSES, "PreTrainedTokenizer", "TokenizersBackend")
@@ -78,12 +80,10 @@ def read(path: Path) -> Read:
     _check(file, said)
     pieces = _pieces(path, whole)
     vocabulary, added = _with_added(path, pieces, list(_added(path, said, whole)))
-    own = _class(said) in OWN_CLASSES
+    own = not whole or _class(said) in OWN_CLASSES
     text = {"do_lower_case": not is_cased(pieces)} | _of_whole(path / WHOLE_FILE, whole, own) | _of_class(said, own)
     text |= {"truncation_part": SIDES[said.get("truncation_side")], "added_tokens": list(added)}
     text["added_flags"] = [" ".join(flags) for flags in added.values()]
-    if not own and not whole:
-        raise CheckpointError(f"{path}: has no {WHOLE_FILE}, which a {said['tokenizer_class']} needs")
     written = {"do_lower_case", "tokenizer_class", "strip_accents", "tokenize_chinese_chars", "added_tokens_decoder"}
     written |= {f"{name}_token" for name in SPECIAL_TOKENS}
     usual = TextConfig(flavour=FLAVOUR)
@@ -143,8 +143,14 @@ def _check(file: Path, said: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{file}: {key} must be true or false, got {said[key]!r}")
     if said.get("truncation_side") not in SIDES:
         raise CheckpointError(f"{file}: truncation_side {said['truncation_side']!r}; it can be left or right")
+    _check_special(file, said)
+
+
+def _check_special(file: Path, said: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if one of the five special tokens that all have is called otherwise."""
     for name, usual in SPECIAL_TOKENS.items():
-        token = _content(said.get(f"{name}_token", usual))
+        token = said.get(f"{name}_token", usual)
+        token = token.get("content") if isinstance(token, dict) else token
         if token not in (usual, None):
             raise CheckpointError(f"{file}: {name}_token is {token!r}; only {usual} is supported")
 
@@ -183,11 +189,11 @@ def _of_whole(file: Path, whole: Mapping[str, Any], own: bool) -> dict[str, Any]
 
 def _normalizer(file: Path, said: dict[str, Any] | None, own: bool) -> dict[str, Any]:
     steps = said.get("normalizers", [said]) if said else []
-    kinds = [step.get("type") for step in steps if isinstance(step, dict)]
+    kinds = [str(step.get("type")) for step in steps]
     bert = [step for step in steps if step.get("type") == "BertNormalizer"]
     if not steps and own:
         return {}
-    if len(bert) != 1 or sorted(kinds) not in (["BertNormalizer"], ["BertNormalizer", "Lowercase"]):
+    if len(bert) != 1 or not set(kinds) <= {"BertNormalizer", "Lowercase"}:
         raise CheckpointError(
             f"{file}: normalizer {some(kinds) if kinds else 'none'} is not supported, only BertNormalizer, also with "
             "Lowercase"
@@ -254,8 +260,7 @@ def _pieces(path: Path, whole: Mapping[str, Any]) -> list[str]:
     pieces = read_vocabulary(path / WHOLE_FILE)
     if (path / VOCABULARY_FILE).exists():
         listed = read_vocabulary(path / VOCABULARY_FILE)
-        short = min(len(listed), len(pieces))
-        if [p.rstrip() for p in listed[:short]] != [p.rstrip() for p in pieces[:short]]:
+        if [piece.rstrip() for piece in listed[: len(pieces)]] != [piece.rstrip() for piece in pieces]:
             raise CheckpointError(
                 f"{path}: {VOCABULARY_FILE} and {WHOLE_FILE} hold different pieces; delete the file that the model was "
                 "not trained with"
@@ -274,9 +279,10 @@ def _added(path: Path, said: Mapping[str, Any], whole: Mapping[str, Any]) -> Ite
     sources = [(file, said)]
     if "added_tokens_decoder" not in said and (path / SPECIAL_FILE).exists():
         sources.append((path / SPECIAL_FILE, read_json(path / SPECIAL_FILE)))
-    special = [token for source in sources for token in _further(*source)]
+        _check_special(*sources[-1])
+    special = [token for source in sources for token in _further(*source, FURTHER_TOKENS)]
     if "added_tokens_decoder" not in said and (path / ADDED_FILE).exists():
-        names = {token.content for token in special}
+        names = {token.content for source in sources for token in _further(*source, FURTHER_TOKENS[:-1])}
         for content, number in read_json(path / ADDED_FILE).items():
             if type(number) is not int:
                 raise CheckpointError(f"{path / ADDED_FILE}: the id of {content!r} is {number!r}")
@@ -284,9 +290,9 @@ def _added(path: Path, said: Mapping[str, Any], whole: Mapping[str, Any]) -> Ite
     yield from special
 
 
-def _further(file: Path, said: Mapping[str, Any]) -> Iterator[Added]:
+def _further(file: Path, said: Mapping[str, Any], keys: Sequence[str]) -> Iterator[Added]:
     """Tokens that are named as special besides the five that all have."""
-    for key in FURTHER_TOKENS:
+    for key in keys:
         value = said.get(key)
         values = value.values() if isinstance(value, dict) and "content" not in value else value
         for token in values if isinstance(values, list | type({}.values())) else [values]:
@@ -306,10 +312,6 @@ def _object(file: Path, key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: {key} must be an object")
     return value
-
-
-def _content(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def _with_added(path: Path, pieces: list[str], added: list[Added]) -> tuple[list[str], dict[str, list[str]]]:
