@@ -421,6 +421,34 @@ class Bert:
                 tokens[i] = pieces_read, vectors[: len(pieces_read)].copy()
         return [tokens[i] for i in range(len(tokens))]
 
+    def rerank(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[tuple[int, float]]]:
+        """For each query the numbers of its documents from the best to the worst, with their scores.
+
+        Raises:
+            ConfigError: the model does not give a score to pairs of texts.
+            DataError: a query or document is no string, or there are not as many lists of documents as queries.
+        """
+        given = strings("queries", queries), [strings(f"documents[{i}]", row) for i, row in enumerate(documents)]
+        if len(given[0]) != len(given[1]):
+            raise DataError(f"{len(given[0])} queries but {len(given[1])} lists of documents; each query needs one")
+        ask = self._signature("rerank", self.windows)
+        found = []
+        for query, row in zip(*given, strict=True):
+            answer = ask(encoded([query]), np.array([encoded(row)]) if row else np.zeros((1, 0), "S1"))
+            both = zip(answer["indices"][0].numpy().tolist(), answer["scores"][0].numpy().tolist(), strict=True)
+            found.append([(number, score) for number, score in both if number >= 0])
+        return found
+
+    def _signature(self, name: str, windows: WindowConfig) -> Any:
+        """A signature of the model as a function; raises ConfigError if it has none of this name."""
+        if (windows, name) not in self._answer:
+            served = Served(self.text, self.network, self.pair, windows, self.others)
+            made = signatures_of(served)
+            if name not in made:
+                raise ConfigError(f"this model for {self.head.config.task} has no signature {name}; {NEEDED.get(name)}")
+            self._answer[windows, name] = made[name]
+        return self._answer[windows, name]
+
     def _has(self, name: str) -> None:
         """Raises ConfigError where the model has no signature of this name."""
         task = self.head.config.task
@@ -441,13 +469,7 @@ class Bert:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         windows = windows or self.windows
-        if (windows, name) not in self._answer:
-            served = Served(self.text, self.network, self.pair, windows, self.others)
-            made = signatures_of(served)
-            if name not in made:
-                raise ConfigError(f"the model has no {name}: its files name no prompts; give query_prompt or the like")
-            self._answer[windows, name] = made[name]
-        asked = self._answer[windows, name]
+        asked = self._signature(name, windows)
         with Progress("predict", len(examples), progress) as bar:
             segments = examples.columns
             for batch in self._batches(examples, batch_size, windows) or [np.zeros(0, np.int64)]:
@@ -550,6 +572,11 @@ class Ensemble(Bert):
             ConfigError: always.
         """
         raise ConfigError(f"{1 + len(self.others)} models cannot be saved as one; save each of them")
+
+
+PROMPTS = "give query_prompt or document_prompt, which its files do not name"
+NEEDED = {"query": PROMPTS, "document": PROMPTS, "rerank": "it takes the task regress on pairs of texts"}
+"""What a model lacks that has no signature of this name."""
 
 
 def wordpiece(text: Text) -> WordPiece:

@@ -11,8 +11,9 @@ from typing import Any
 import tensorflow as tf
 
 from keras_bert.config import WindowConfig, choose
+from keras_bert.serving import embedding_types, search
 from keras_bert.serving.requests import IDS
-from keras_bert.serving.served import Served, Tensors
+from keras_bert.serving.served import Served, Tensors, answered
 from keras_bert.tasks.head import Head
 from keras_bert.tasks.network import Network
 
@@ -152,8 +153,8 @@ def embedding(served: Served, features: Tensors) -> Tensors:
 
 
 def vector(served: Served, features: Tensors) -> Tensors:
-    """`embedding` `[B, E]`: the vector of a text as the head makes it."""
-    return {"embedding": served.encoded(features, "logits")["logits"]}
+    """`embedding` `[B, E]`: the vector of a text as the head makes it, or other forms of it; see `EMBEDDING_TYPES`."""
+    return embedding_types.forms(served.encoded(features, "logits")["logits"], served.types)
 
 
 def vectors(served: Served, features: Tensors) -> Tensors:
@@ -166,6 +167,28 @@ def vectors(served: Served, features: Tensors) -> Tensors:
         "embeddings": tf.ensure_shape(tf.pad(values, padding), [None, width, values.shape[2]]),
         **{name: tokens[name] for name in ("tokens", "num_tokens", "truncated")},
     }
+
+
+def reranked(served: Served, query: Any, documents: Any) -> Tensors:
+    """Which of the documents `[B, N]` suit a query best: `indices` int32 `[B, N]`, from the best to the worst, and
+    their `scores`. An empty string is no document; it has the index -1 and the score 0, behind the others."""
+    count = tf.shape(documents)[1]
+    features = served.text_layer.choices(query, documents)
+    there = tf.reduce_any(features["padding_mask"], axis=2)
+    scores = tf.reshape(answered(served, features)["score"], tf.shape(there))
+    order = tf.argsort(tf.where(there, scores, search.LOW), axis=1, direction="DESCENDING", stable=True)[:, :count]
+    real = tf.gather(there, order, batch_dims=1)
+    shape = [None, None]
+    return {
+        "indices": tf.ensure_shape(tf.where(real, order, -1), shape),
+        "scores": tf.ensure_shape(tf.where(real, tf.gather(scores, order, batch_dims=1), 0.0), shape),
+    }
+
+
+def rerank(served: Served) -> Made | None:
+    """Of strings `query` `[B]` and `documents` `[B, N]`, where the model reads pairs."""
+    specs = [tf.TensorSpec([None], tf.string, "query"), tf.TensorSpec([None, None], tf.string, "documents")]
+    return (partial(reranked, served), specs) if served.pair else None
 
 
 def answer_of_ids(served: Served, features: Tensors) -> Tensors:
@@ -230,6 +253,7 @@ MAKERS: dict[str, Callable[[Served], Made | None]] = {
     "scores": text(only(probabilities="scores")),
     "classify": examples(only(classes="labels", scores="scores")),
     "regress": examples(only(outputs="score")),
+    "rerank": rerank,
 }
 """What makes a signature, by the names that `Head.signatures` has; None where a model has no use for it."""
 

@@ -22,7 +22,7 @@ class Regress(Sentence):
     best_metric = "pearson"
     label_dtype = "float32"
     merging = (same, same)
-    signatures: ClassVar[Mapping[str, Any]] = {"regress": "regress"}
+    signatures: ClassVar[Mapping[str, Any]] = {"regress": "regress", "rerank": "rerank"}
 
     def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         return ops.square(ops.cast(logits, "float32")[:, 0] - ops.cast(labels, "float32"))

@@ -132,10 +132,13 @@ class Text:
             choices = tf.pad(choices, [[0, 0], [0, tf.maximum(1 - tf.shape(choices)[1], 0)]], constant_values="")
         shape = [tf.shape(choices)[0], tf.shape(choices)[1] if choices.shape[1] is None else choices.shape[1]]
         choices = tf.reshape(choices, [-1])
-        first, *middle = (tf.repeat(strings(text), shape[1]) for text in texts)
+        first, *middle = texts
         there = tf.not_equal(choices, "")
-        second = tf.strings.join([*middle, choices], " ") if middle else choices
-        row = self(first, second)
+        second = tf.strings.join([tf.repeat(strings(middle[0]), shape[1]), choices], " ") if middle else choices
+        once = self.tokenize(first)  # however many choices there are
+        tokens = [tf.gather(once, tf.repeat(tf.range(once.nrows()), shape[1])), self.tokenize(second)]
+        keep = self._keep(tokens)
+        row = self._features(self._cut(tokens, keep)) | self._sizes(tokens, keep)
         absent = ~there[:, tf.newaxis]
         return _grouped(
             {

@@ -49,7 +49,7 @@ def test_prompts_of_queries_and_documents(name, kind, tmp_path):
 
 def test_a_model_without_prompts_has_no_query(tmp_path):
     bert = Bert.from_checkpoint(maker.write("mean", tmp_path), task="embed")
-    with pytest.raises(ConfigError, match="the model has no query"):
+    with pytest.raises(ConfigError, match="has no signature query; give query_prompt"):
         bert.embed(["a"], kind="query")
 
 
