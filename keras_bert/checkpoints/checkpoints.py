@@ -35,6 +35,7 @@ from keras_bert.config import (
     EncoderConfig,
     HeadConfig,
     TextConfig,
+    VectorConfig,
     WindowConfig,
     dumps,
     from_dict,
@@ -46,7 +47,7 @@ from keras_bert.files import replacing, write_atomic
 from keras_bert.model.shapes import with_pretraining
 
 UNUSED = {
-    "hf": r"^(embeddings\.(position_ids|token_type_ids)|cls\..*|classifier\..*|qa_outputs\..*)$",
+    "hf": r"^(embeddings\.(position_ids|token_type_ids)|cls\..*|classifier\..*|qa_outputs\..*|dense_\d+\..*)$",
     "tf1": rf"^({FORMATS['tf1'].ignored}|cls/.*|output_(weights|bias))$",
     "garden": rf"^({FORMATS['garden'].ignored}|(masked_lm|classification_heads)/.*)$",
     "keras_hub": rf"^({FORMATS['keras_hub'].ignored}|task/.*)$",
@@ -118,6 +119,11 @@ class Checkpoint:
     def head(self) -> HeadConfig | None:
         """What it was fine-tuned for."""
         return self.contents.head if self.published or self.format == "keras_bert" else None
+
+    @property
+    def vectors(self) -> VectorConfig | None:
+        """How it makes the vector of a text, where its files say that."""
+        return self.contents.head if isinstance(self.contents.head, VectorConfig) else None
 
     @property
     def data(self) -> DataConfig | None:
@@ -251,7 +257,7 @@ def load(network: Any, checkpoint: Checkpoint, skip: rules.Rules[bool] = ((".*",
         return _load_whole(network, checkpoint, drop)
     leaving = formats.pattern(drop)
     wanted = {v.path: v for v in network.weights if "seed_generator" not in v.path}
-    rows, tensors = _rows(checkpoint, wanted)
+    rows, tensors = _rows(checkpoint, wanted, network.head.config)
     filled, new, problems = {}, [], []
     for path, variable in wanted.items():
         if rules.match(skip, path):
@@ -295,7 +301,9 @@ def load(network: Any, checkpoint: Checkpoint, skip: rules.Rules[bool] = ((".*",
     return Report(tuple(filled), tuple(new), tuple(unused), remarks=checkpoint.contents.remarks)
 
 
-def _rows(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> tuple[dict[str, Entry], dict[str, Stored]]:
+def _rows(
+    checkpoint: Checkpoint, wanted: Mapping[str, Any], head: HeadConfig
+) -> tuple[dict[str, Entry], dict[str, Stored]]:
     """Our path -> where the weight is, and all tensors of the checkpoint, values unread."""
     kind, contents = FORMATS[checkpoint.format], checkpoint.contents
     tensors = kind.tensors(checkpoint.path, formats.names_of(kind, contents))
@@ -309,6 +317,7 @@ def _rows(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> tuple[dict[str, 
         if part not in contents.absent
         for entry in entries(kind.table, part, contents.encoder, None)
     }
+    rows |= {entry.path: entry for entry in entries(kind.table, "dense", contents.encoder, head)}
     for part in contents.absent:  # zeros, there because the format must have them
         for entry in entries(kind.table, part, contents.encoder, None):
             tensors.pop(entry.name, None)

@@ -119,8 +119,8 @@ def some(names: Any, limit: int = 8) -> str:
     return (", ".join(names[:limit]) or "nothing") + more
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON file that holds an object, or a list where `kind` is `list`.
 
     Raises:
         CheckpointError: it cannot be read, is larger than 64 MB, or holds something else.
@@ -133,9 +133,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
+    if not isinstance(content, kind):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not {KINDS_OF_JSON[kind]}")
     return content
+
+
+KINDS_OF_JSON: dict[Any, str] = {dict: "an object", list: "a list"}
 
 
 def objects(file: Path, content: Mapping[str, Any], name: str, depth: int = 1) -> dict[str, Any]:
@@ -185,12 +188,15 @@ def is_cased(vocabulary: list[str]) -> bool:
 
 
 def text_config(
-    file: Path, encoder: EncoderConfig, do_lower_case: bool, flavour: str = "original", longest: int | None = None
+    file: Path, encoder: EncoderConfig, do_lower_case: bool, longest: int | None = None, **more: Any
 ) -> TextConfig:
-    """Text settings; `flavour` goes by the format; rows are as long as usual or `longest`, where the model allows."""
+    """Text settings; rows are as long as usual or `longest`, where the model allows.
+
+    Args:
+        more: further fields of `TextConfig`, such as the `flavour`, which goes by the format.
+    """
     length = min(longest or TextConfig().max_seq_length, encoder.max_positions)
-    values = {"do_lower_case": do_lower_case, "max_seq_length": length, "flavour": flavour}
-    return build(TextConfig, values, file)
+    return build(TextConfig, {"do_lower_case": do_lower_case, "max_seq_length": length, **more}, file)
 
 
 def build(kind: type[Any], values: dict[str, Any], file: Path) -> Any:
