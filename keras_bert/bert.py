@@ -180,6 +180,7 @@ class Bert:
         data: DataConfig | None = None,
         drop: str = "",
         keep_keys: Sequence[str] = (),
+        head: dict[str, Any] | None = None,
         **text: Any,
     ) -> "Bert":
         """A model with the head that it has: of `save`, of a `keras-bert finetune` run, or published by others.
@@ -191,6 +192,7 @@ class Bert:
             data: the columns of files, if they are other than it says. A published checkpoint that does not say whether
                 it reads pairs is asked with or without `text_pairs`.
             drop, keep_keys: see `from_checkpoint`.
+            head: fields of its `HeadConfig` to take instead of the checkpoint's.
             text: fields of `TextConfig` to take instead of the checkpoint's.
 
         Raises:
@@ -199,10 +201,11 @@ class Bert:
         """
         found = checkpoints.open_checkpoint(path, keep_keys)
         if found.contents.masked_words and not task and not labels:
-            return cls.from_checkpoint(path, task="fill_mask", drop=drop, keep_keys=keep_keys, **text)
+            return cls.from_checkpoint(path, task="fill_mask", head=head, drop=drop, keep_keys=keep_keys, **text)
         checkpoint = checkpoints.as_trained(found, task, labels, data)
-        assert checkpoint.head is not None
-        network = Network(checkpoint.encoder, checkpoint.head)
+        config = from_dict(HeadConfig, to_dict(checkpoint.head) | (head or {}))
+        checkpoint = dataclasses.replace(checkpoint, contents=dataclasses.replace(checkpoint.contents, head=config))
+        network = Network(checkpoint.encoder, config)
         layer = Text(checkpoint.vocabulary, checkpoints.text_config(checkpoint, text))
         bert = cls(layer, network, checkpoint.data, checkpoint.contents.windows)
         bert.columns_open = found.contents.data is None and data is None
@@ -478,6 +481,8 @@ class Bert:
         given = strings("queries", queries), [strings(f"documents[{i}]", row) for i, row in enumerate(documents)]
         if len(given[0]) != len(given[1]):
             raise DataError(f"{len(given[0])} queries but {len(given[1])} lists of documents; each query needs one")
+        if self.columns_open:
+            self._read_pairs(given[0])
         ask = self._signature("rerank", self.windows)
         found = []
         for query, row in zip(*given, strict=True):
