@@ -36,7 +36,7 @@ def add_task(flags: Flags) -> None:
     flags.add("text_column", "", "With --task: column that holds the text; default: text.")
     flags.add("text_pair_column", "", "With --task=similarity: column of the second text; default: text_pair.")
     flags.add("label_column", "", "With --task=similarity: column of the score, for `evaluate`; default: label.")
-    flags.add("max_seq_length", 0, "With --task: longest row in tokens; default: that of the checkpoint, 128 at most.")
+    flags.add("max_seq_length", 0, "With --task: longest row in tokens; default: that of the checkpoint.")
 
 
 def asked(flags: Flags, checkpoint: Checkpoint) -> tuple[HeadConfig, DataConfig]:

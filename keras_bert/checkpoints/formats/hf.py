@@ -75,6 +75,7 @@ def read(path: Path) -> Contents:
         unknown=unknown,
         logit_order=order,
         head_problem=problem,
+        remarks=tokenizer.remarks,
     )
     return checked(path, sentence_transformers.apply(path, contents, tokenizer.rest.get("model_max_length")))
 
