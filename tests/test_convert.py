@@ -595,14 +595,6 @@ FAULTS = {
         "vocab.txt, line 58: repeats 'a' of line 6$",
     ),
     "no vocabulary": (lambda d: (d / "vocab.txt").unlink(), "has no vocab.txt"),
-    "accents kept": (
-        lambda d: change(d, "tokenizer_config.json", strip_accents=False),
-        "strip_accents False with do_lower_case True changes the ids",
-    ),
-    "Chinese not split": (
-        lambda d: change(d, "tokenizer_config.json", tokenize_chinese_chars=False),
-        "tokenize_chinese_chars False changes the ids",
-    ),
     "other special tokens": (
         lambda d: change(d, "tokenizer_config.json", cls_token="<s>"),
         r"cls_token is '<s>'; only \[CLS\] is supported$",

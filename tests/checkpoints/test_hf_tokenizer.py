@@ -245,7 +245,7 @@ FAULTS = {
     "normalizer": (changed(normalizer={"type": "NFKC"}), "normalizer NFKC is not supported"),
     "normalizers": (
         changed(normalizer={"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "Lowercase"}]}),
-        "normalizer NFD, Lowercase is not supported",
+        "normalizer NFD and Lowercase is not supported",
     ),
     "no normalizer": (changed(normalizer=None), "normalizer none is not supported"),
     "clean": (changed(normalizer__clean_text=False), "clean_text false"),
@@ -305,6 +305,21 @@ def test_old_files_that_cannot_be_used(file, content, said, tmp_path):
         (tmp_path / file).write_text(json.dumps({"model": {"type": "WordPiece", "vocab": pieces}}), "utf-8")
     with pytest.raises(CheckpointError, match=said):
         hf_tokenizer.read(tmp_path)
+
+
+def test_a_bert_tokenizer_makes_its_own_parts(tmp_path):
+    """As transformers does; a remark says what does not count."""
+    whole(tmp_path, tokenizers.normalizers.Sequence([tokenizers.normalizers.Lowercase()]))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}), "utf-8")
+    read = hf_tokenizer.read(tmp_path)
+    assert read.remarks == (f"{tmp_path / 'tokenizer.json'}: normalizer Lowercase is not supported: {AS_BERT}",)
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path)
+    plain = WordPiece(read.vocabulary, **TextConfig(flavour="hf", **read.text).tokenizer)
+    for text in map(words, TEXTS):
+        assert [2, *plain.tokenize(text).ids, 3] == theirs(text)["input_ids"]
+
+
+AS_BERT = "texts are read as BertTokenizer reads them"
 
 
 def test_the_left_side_is_cut(tmp_path):

@@ -99,7 +99,7 @@ def read(path: Path) -> Contents:
         logit_order=head.order,
         head_problem=head.problem,
         masked_words=(raw.get("architectures") or [""])[0] == "BertForMaskedLM",
-        remarks=_not_read(folder),
+        remarks=(*tokenizer.remarks, *_not_read(folder)),
     )
     return checked(path, sentence_transformers.apply(path, contents, longest))
 

@@ -5,7 +5,7 @@ directories have `vocab.txt`, `special_tokens_map.json` and `added_tokens.json` 
 refused by name.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from keras_bert.checkpoints.formats.settings import (
     find_vocabulary,
     is_cased,
     read_json,
-    some,
     write_json,
     write_vocabulary,
 )
@@ -50,11 +49,15 @@ TYPES = {"single": (0, 0, 0), "pair": (0, 0, 0, 1, 1)}
 
 @dataclass(frozen=True)
 class Read:
-    """What the files say: pieces in the order of ids, fields of `TextConfig`, and the keys that we have no use for."""
+    """What the files say: pieces in the order of ids, fields of `TextConfig`, and the keys that we have no use for.
+
+    `remarks` are lines for a report.
+    """
 
     vocabulary: list[str]
     text: dict[str, Any]
     rest: dict[str, Any]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,15 @@ def read(path: Path) -> Read:
     pieces = _pieces(path, whole)
     vocabulary, added = _with_added(path, pieces, list(_added(path, said, whole)))
     own = not whole or _class(said) in OWN_CLASSES
-    text = {"do_lower_case": not is_cased(pieces)} | _of_whole(path / WHOLE_FILE, whole, own) | _of_class(said, own)
+    of_whole, remarks = _of_whole(path / WHOLE_FILE, whole, own)
+    text = {"do_lower_case": not is_cased(pieces)} | of_whole | _of_class(said, own)
     text |= {"truncation_part": SIDES[said.get("truncation_side")], "added_tokens": list(added)}
     text["added_flags"] = [" ".join(flags) for flags in added.values()]
     written = {"do_lower_case", "tokenizer_class", "strip_accents", "tokenize_chinese_chars", "added_tokens_decoder"}
     written |= {f"{name}_token" for name in SPECIAL_TOKENS}
     usual = TextConfig(flavour=FLAVOUR)
     text = {name: value for name, value in text.items() if value != getattr(usual, name) or name == "do_lower_case"}
-    return Read(vocabulary, text, {key: value for key, value in said.items() if key not in written})
+    return Read(vocabulary, text, {key: value for key, value in said.items() if key not in written}, remarks)
 
 
 def write(path: Path, contents: Contents) -> None:
@@ -138,7 +142,7 @@ def _check(file: Path, said: Mapping[str, Any]) -> None:
     for key, allowed in ONLY.items():
         if key in said and said[key] not in allowed:
             raise CheckpointError(f"{file}: {key} {said[key]!r} changes the ids and is not supported")
-    for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+    for key in ("strip_accents", "tokenize_chinese_chars"):
         if not isinstance(said.get(key), bool | None):
             raise CheckpointError(f"{file}: {key} must be true or false, got {said[key]!r}")
     if said.get("truncation_side") not in SIDES:
@@ -170,32 +174,48 @@ def _of_class(said: Mapping[str, Any], own: bool) -> dict[str, Any]:
 ACCENTS = {None: "", True: "strip", False: "keep"}
 
 
-def _of_whole(file: Path, whole: Mapping[str, Any], own: bool) -> dict[str, Any]:
+def _of_whole(file: Path, whole: Mapping[str, Any], own: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What `tokenizer.json` says of the text.
+
+    The classes of BERT make a normalizer, a pre-tokenizer and a template of their own, so where the file has others a
+    remark says that they do not count.
 
     Raises:
         CheckpointError: it is not what a BERT tokenizer does.
     """
     if not whole:
-        return {}
-    if not isinstance(whole.get("normalizer"), dict | None) or not isinstance(whole.get("pre_tokenizer"), dict | None):
-        raise CheckpointError(f"{file}: normalizer and pre_tokenizer must be objects")
-    splits = (whole.get("pre_tokenizer") or {}).get("type", "none" if not own else "BertPreTokenizer")
-    if splits != "BertPreTokenizer":
-        raise CheckpointError(f"{file}: pre_tokenizer {splits} is not supported, only BertPreTokenizer")
-    _check_template(file, whole.get("post_processor"), own)
-    return _normalizer(file, whole.get("normalizer"), own) | _model(file, whole)
+        return {}, ()
+    parts = {name: whole.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor")}
+    if not all(isinstance(part, dict | None) for part in parts.values()):
+        raise CheckpointError(f"{file}: {', '.join(parts)} must be objects")
+    found, remarks = _model(file, whole), list[str]()
+    for name, part in parts.items():
+        if part is None and own:
+            continue
+        try:
+            found |= PARTS[name](file, part)
+        except CheckpointError as error:
+            if not own:
+                raise
+            remarks.append(f"{str(error).partition(',')[0]}: texts are read as BertTokenizer reads them")
+            found |= {"do_lower_case": True} if "Lowercase" in str(part) else {}
+    return found, tuple(remarks)
 
 
-def _normalizer(file: Path, said: dict[str, Any] | None, own: bool) -> dict[str, Any]:
+def _pre_tokenizer(file: Path, said: dict[str, Any] | None) -> dict[str, Any]:
+    kind = (said or {}).get("type", "none")
+    if kind != "BertPreTokenizer":
+        raise CheckpointError(f"{file}: pre_tokenizer {kind} is not supported, only BertPreTokenizer")
+    return {}
+
+
+def _normalizer(file: Path, said: dict[str, Any] | None) -> dict[str, Any]:
     steps = said.get("normalizers", [said]) if said else []
     kinds = [str(step.get("type")) for step in steps]
     bert = [step for step in steps if step.get("type") == "BertNormalizer"]
-    if not steps and own:
-        return {}
     if len(bert) != 1 or not set(kinds) <= {"BertNormalizer", "Lowercase"}:
         raise CheckpointError(
-            f"{file}: normalizer {some(kinds) if kinds else 'none'} is not supported, only BertNormalizer, also with "
+            f"{file}: normalizer {' and '.join(kinds) or 'none'} is not supported, only BertNormalizer, also with "
             "Lowercase"
         )
     step = bert[0]
@@ -211,6 +231,34 @@ def _normalizer(file: Path, said: dict[str, Any] | None, own: bool) -> dict[str,
     return {"do_lower_case": lower, "accents": accents, "chinese_chars": chinese}
 
 
+def _template(file: Path, said: dict[str, Any] | None) -> dict[str, Any]:
+    """Nothing, if rows are `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`."""
+    said = said or {"type": "none"}
+    kind = said.get("type")
+    if kind == "BertProcessing":
+        ends = [said.get(name, [None])[0] for name in ("cls", "sep")]
+        if ends != ["[CLS]", "[SEP]"]:
+            raise CheckpointError(f"{file}: post_processor puts {ends} around a text, not [CLS] and [SEP]")
+        return {}
+    if kind != "TemplateProcessing":
+        raise CheckpointError(f"{file}: post_processor {kind} is not supported, only BertProcessing or a template")
+    for name, wanted in TEMPLATE.items():
+        parts = [value for part in said.get(name, []) for value in part.values()]
+        found = tuple(part.get("id") for part in parts)
+        types = tuple(part.get("type_id") for part in parts)
+        if (found, types) != (wanted, TYPES[name]):
+            raise CheckpointError(f"{file}: post_processor makes rows of {found} with types {types}; not supported")
+    return {}
+
+
+PARTS: dict[str, Callable[[Path, dict[str, Any] | None], dict[str, Any]]] = {
+    "normalizer": _normalizer,
+    "pre_tokenizer": _pre_tokenizer,
+    "post_processor": _template,
+}
+"""Parts of `tokenizer.json`, and what makes fields of `TextConfig` of them."""
+
+
 def _model(file: Path, whole: Mapping[str, Any]) -> dict[str, Any]:
     model = whole.get("model")
     if not isinstance(model, dict):
@@ -222,32 +270,6 @@ def _model(file: Path, whole: Mapping[str, Any]) -> dict[str, Any]:
     if type(limit) is not int or limit < 1:
         raise CheckpointError(f"{file}: max_input_chars_per_word must be a whole number, got {limit!r}")
     return {"max_word_length": 0 if limit == MAX_WORD_CHARACTERS[FLAVOUR] else limit}
-
-
-def _check_template(file: Path, said: Any, own: bool) -> None:
-    """Raises CheckpointError if rows are not `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`."""
-    if said is None and own:
-        return
-    kind = said.get("type") if isinstance(said, dict) else "none"
-    if kind == "BertProcessing":
-        ends = [said.get(name, [None])[0] for name in ("cls", "sep")]
-        if ends != ["[CLS]", "[SEP]"]:
-            raise CheckpointError(
-                f"{file}: post_processor puts {ends} around a text; only [CLS] and [SEP] are supported"
-            )
-        return
-    if kind != "TemplateProcessing":
-        raise CheckpointError(
-            f"{file}: post_processor {kind} is not supported, only BertProcessing and TemplateProcessing"
-        )
-    for name, wanted in TEMPLATE.items():
-        parts = [value for part in said.get(name, []) for value in part.values()]
-        found = tuple(part.get("id") for part in parts)
-        types = tuple(part.get("type_id") for part in parts)
-        if (found, types) != (wanted, TYPES[name]):
-            raise CheckpointError(
-                f"{file}: post_processor makes rows of {found} with types {types}, which ours are not"
-            )
 
 
 # === Vocabulary ===
