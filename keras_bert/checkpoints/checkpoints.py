@@ -2,10 +2,11 @@
 
 A directory is one of
   keras_bert  `keras_bert.json`, `vocab.txt`, `model.safetensors`: ours, what a run directory holds;
-  hf          `config.json`, `model.safetensors` or `pytorch_model.bin`, `vocab.txt` or `tokenizer.json`: Hugging Face;
+  hf          `config.json` (2019: `bert_config.json`), `model.safetensors` or `pytorch_model.bin`, whole or in shards,
+              `vocab.txt` or `tokenizer.json`: Hugging Face;
   tf1         `bert_config.json`, `*.ckpt.index`, `*.ckpt.data-*`, `vocab.txt`: google-research/bert;
   garden      the same files, written by `tf.train.Checkpoint`: TensorFlow Model Garden;
-  keras_hub   a preset: `config.json`, `metadata.json`, `model.weights.h5`, `assets/`.
+  keras_hub   a preset: `config.json`, `metadata.json`, `model.weights.h5`, `assets/`; or one file `.keras` of a task.
 
 Loading is strict: every weight of the model is filled from the checkpoint, or is named as new; every tensor
 of the checkpoint is used, or is named as unused. Weights are data: nothing is ever unpickled or executed.

@@ -47,18 +47,23 @@ def main(argv: list[str]) -> int:
         raise ConfigError("--export_dir must be given, or --model_config_file or --init_checkpoint")
     if file and (base or flags["model_name"]):
         raise ConfigError("--model_config_file takes the place of --export_dir and --model_name; give one of them")
-    check_port(flags)
+    config = checked(flags)
     one = {flags["model_name"] or Path(base).absolute().name: ModelConfig(base)}
     models = read_model_config(file) if file else one
     if in_sixteen_bits(models):
         os.environ.setdefault(FROZEN, "1")
-    return answer(flags, models)
+    return answer(flags, models, config)
 
 
-def check_port(flags: Flags) -> None:
-    """Raises ConfigError where the port is out of its range."""
+def checked(flags: Flags) -> ServerConfig:
+    """The settings of the server.
+
+    Raises:
+        ConfigError: one is out of its range.
+    """
     if not 0 <= flags["port"] <= 65535:
         raise ConfigError(f"--port must be from 0 to 65535, got {flags['port']}")
+    return flags.config(ServerConfig)
 
 
 def serve_checkpoint(flags: Flags) -> int:
@@ -66,21 +71,19 @@ def serve_checkpoint(flags: Flags) -> int:
     for name in ("export_dir", "model_config_file"):
         if flags[name]:
             raise ConfigError(f"--init_checkpoint and --{name} contradict each other; give one")
-    check_port(flags)
+    config = checked(flags)
     check(flags)
-    flags.config(ServerConfig)
     paths = members(flags["init_checkpoint"])
     head, data = asked(flags, opened(flags, paths[0]))
     suit(flags, head.task)
     name = flags["model_name"] or Path(flags["init_checkpoint"]).absolute().name
     with tempfile.TemporaryDirectory() as folder:
         load(flags, paths, data).export(folder)
-        return answer(flags, {name: ModelConfig(folder)})
+        return answer(flags, {name: ModelConfig(folder)}, config)
 
 
-def answer(flags: Flags, models: Mapping[str, ModelConfig]) -> int:
+def answer(flags: Flags, models: Mapping[str, ModelConfig], config: ServerConfig) -> int:
     """Serve until the process is interrupted."""
-    config = flags.config(ServerConfig)
 
     from keras_bert.server import serve
 

@@ -24,6 +24,7 @@ from keras_bert.config import HeadConfig
 from keras_bert.conversion import Changes, convert
 from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.tags import order_of, read_tags
+from keras_bert.tasks.tagging import Scheme
 
 TEXTS = [
     "forest fire near la ronge !",
@@ -113,6 +114,17 @@ def test_parts_of_an_entity_are_joined_where_that_is_asked():
     tags = ["O", "B-a", "M-a", "E-a", "S-a", "U-b", "L-b", "c-d"]
     assert read_tags(tags, join=True).numbers == (0, 1, 2, 2, 1, 3, 4, 6)
     assert read_tags(tags, join=True).types == ("a", "b", "d")
+
+
+def test_logits_and_targets_of_a_scheme():
+    tags = ["O", "B-a", "M-a", "E-a", "S-a"]
+    logits = np.arange(5, dtype="f4")[None, None]
+    apart, joined = (Scheme(tags, ["a"], join) for join in (False, True))
+    assert apart.read(logits, -9.0).numpy()[0, 0].tolist() == [0, 1, -9, -9, 2, -9, 3, -9, 4]
+    assert apart.types.tolist() == [-1, 0, 0, 0, 0]
+    assert joined.read(logits, -9.0).numpy()[0, 0].tolist() == [0, 4, 3]
+    assert apart.targets.tolist() == [0, 1, 2, 3], "I- learns M-"
+    assert Scheme(["NN-x", "a"], ["x", "a"], False).targets.tolist() == [0, 0, 0, 0, 2, 2], "x has no such tag"
 
 
 def test_labels_are_the_types_of_the_tags():

@@ -15,7 +15,7 @@ from keras_bert.checkpoints.formats import extra, garden, hf, keras_hub, ours, t
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import Contents, some
 from keras_bert.checkpoints.formats.table import Entry, Stored, Transform, all_entries, entries, same, shared_prefix
-from keras_bert.config import choose
+from keras_bert.config import TASKS, choose
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.model.shapes import Shape, of_objective, parts, with_pretraining
 
@@ -33,7 +33,8 @@ def detect(path: Path, name: str | None = None) -> Format:
     if not here:
         files = sorted(p.name for p in path.iterdir())
         marks = ", ".join(dict.fromkeys(f.mark for f in FORMATS.values()))
-        deeper = [p.name for p in sorted(path.iterdir()) if p.is_dir() and all_here(p)]
+        folders = [p for p in sorted(path.iterdir()) if p.is_dir()]
+        deeper = [p.name for p in folders if any(f.is_complete(p) for f in all_here(p))]
         deeper += [name for name in files if name.endswith(".keras")]
         hint = f"; name what is in it: {some(str(path / name) for name in deeper)}" if deeper else ""
         raise CheckpointError(f"{path}: holds no checkpoint: none of {marks} among {some(files)}{hint}")
@@ -144,6 +145,9 @@ def match(path: Path, found: Format, contents: Contents, leave_out: str = "") ->
         raise CheckpointError(f"{path}: {contents.head_problem}")
     if unfilled or no_place:
         remedy = "" if unfilled else dropping(no_place)
+        named = (found.table("head/logits/bias", task) for task in TASKS)
+        if contents.head is None and {one[0] for one in named if one} & set(no_place):
+            remedy = f"; say with --task what the head is for{remedy}"
         raise CheckpointError(f"{path}: does not fit: {'; '.join(_both_lists(unfilled, no_place))}{remedy}")
     return Match(found, contents, rows, listed, copies)
 
