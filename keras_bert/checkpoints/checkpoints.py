@@ -196,8 +196,9 @@ def with_head(checkpoint: Checkpoint, task: str, labels: tuple[str, ...]) -> Con
     if not labels and (not task or (head is not None and task == head.task)):
         return contents
     task = task or (head.task if head is not None else "")
-    if head is not None and TASKS[task].architecture != head.architecture:
-        raise ConfigError(f"{checkpoint.path}: has a head for {head.task}; --task={task} is for files that do not say")
+    said = checkpoint.contents.head
+    if said is not None and TASKS[task].architecture != said.architecture:
+        raise ConfigError(f"{checkpoint.path}: has a head for {said.task}; --task={task} is for files that do not say")
     named = kind.table("head/logits/bias", task) if task else None
     if named is None or named[0] not in found:
         what = f"no {named[0]}, which a head for {task} has" if named else _no_head(checkpoint)
