@@ -96,9 +96,9 @@ def test_answers_are_those_that_were_recorded(name):
     [
         (["O", "B-a", "I-a"], ("a",), (0, 1, 2)),
         (["I-a", "O", "B-a"], ("a",), (1, 2, 0)),
-        (["I-a", "I-b", "O"], ("a", "b"), (2, -1, 0, -1, 1)),
-        (["O", "a", "b"], ("a", "b"), (0, -1, 1, -1, 2)),
-        (["NOUN", "VERB"], ("NOUN", "VERB"), (-1, -1, 0, -1, 1)),
+        (["I-a", "I-b", "O"], ("a", "b"), None),
+        (["O", "a", "b"], ("a", "b"), None),
+        (["NOUN", "VERB"], ("NOUN", "VERB"), None),
         (["O", "B-x-y", "I-x-y"], ("x-y",), (0, 1, 2)),
         (["O", "B-a", "I-a", "E-a", "S-a"], ("a", "a", "a"), None),
         (["O", "a", "I-a"], ("a",), None),
@@ -124,6 +124,7 @@ def test_logits_and_targets_of_a_scheme():
     assert apart.types.tolist() == [-1, 0, 0, 0, 0]
     assert joined.read(logits, -9.0).numpy()[0, 0].tolist() == [0, 4, 3]
     assert apart.targets.tolist() == [0, 1, 2, 3], "I- learns M-"
+    assert Scheme(["I-a", "b"], ["a", "b"], False).targets.tolist() == [0, 0, 1, 1, 2, 2], "there is no O"
     assert Scheme(["NN-x", "a"], ["x", "a"], False).targets.tolist() == [0, 0, 0, 0, 2, 2], "x has no such tag"
 
 

@@ -186,29 +186,17 @@ def _where(
         return own, beside
     theirs = list(entries(found.table, part, contents.encoder, contents.head))
     if part == "logits" and contents.logit_order:
-        turned = [(entry, _reordered(entry.transform, contents.logit_order)) for entry in theirs]
-        heads = contents.encoder.num_heads
-        theirs = [dataclasses.replace(e, transform=t, stored=t.stored(e.shape, heads)) for e, t in turned]
+        theirs = [dataclasses.replace(e, transform=_reordered(e.transform, contents.logit_order)) for e in theirs]
     return (theirs if part == "encoder" or any(entry.name in stored for entry in theirs) else []), stored
 
 
 def _reordered(transform: Transform, order: tuple[int, ...]) -> Transform:
-    """From their order of logits to ours; a logit that they do not have is so low that it has no share."""
-    absent = [i for i, number in enumerate(order) if number < 0]
-    count = max(order) + 1
+    """From their order of logits to ours."""
 
     def step(x: np.ndarray, shape: Shape) -> np.ndarray:
-        value = np.array(transform(x, (*shape[:-1], count))[..., list(order)])
-        value[..., absent] = 0.0 if len(shape) > 1 else NO_LOGIT
-        return value
+        return transform(x, shape)[..., list(order)]
 
-    def stored(shape: Shape, heads: int) -> Shape:
-        return transform.stored((*shape[:-1], count), heads)
-
-    return dataclasses.replace(transform, name=f"{transform.name}, tags in our order", step=step, stored=stored)
-
-
-NO_LOGIT = -1e4
+    return dataclasses.replace(transform, name=f"{transform.name}, tags in our order", step=step)
 
 
 def _misfit(entry: Entry, value: Stored) -> str:

@@ -85,8 +85,7 @@ class Contents:
         origins: format -> file -> the keys found there that we have no use for, written back for that format.
         unknown: keys, as "file: key", of which nobody can say whether they change the arithmetic.
         absent: parts of the model that the files hold only because the format must have them.
-        logit_order: for each of our logits the number of it in the files, -1 where they have none; empty where the
-            order is the same.
+        logit_order: for each of our logits the number of it in the files; empty where the order is the same.
         head_problem: why the head that the files name cannot be ours; empty where they name none.
         masked_words: whether the files name the head for masked words, and no other.
         remarks: lines for a report.
