@@ -177,8 +177,8 @@ def _no_head(checkpoint: Checkpoint) -> str:
     pretrained = "|".join(tasks_with(pretrained=True))
     return (
         f"a {checkpoint.format} checkpoint has no trained head; fine-tune it first (`keras-bert finetune`, or "
-        f"Bert.from_checkpoint and fit), ask what it was pretrained for with --task={pretrained}, or name the head "
-        "that its files do not, such as --task=classify --labels=no,yes"
+        f"Bert.from_checkpoint and fit), or ask it with --task={pretrained}; a head that its files do not name needs "
+        "its task, such as --task=classify --labels=no,yes"
     )
 
 
