@@ -669,7 +669,8 @@ OTHER_FAULTS = {
     "keras_hub no task": ("keras_hub", lambda d: (d / "task.weights.h5").unlink(), None),
     "keras_hub other class": (
         "keras_hub", lambda d: change(d, class_name="RobertaBackbone"), "class_name 'RobertaBackbone'; it can be"),
-    "keras_hub no tokenizer": ("keras_hub", lambda d: (d / "tokenizer.json").unlink(), "json: cannot be read"),
+    "keras_hub no tokenizer": (
+        "keras_hub", lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer.json; save the task with its prep"),
     "keras_hub no vocabulary": (
         "keras_hub", lambda d: (d / "assets/tokenizer/vocabulary.txt").unlink(), "has no assets/tokenizer"),
     "garden index": ("garden", lambda d: cut(d / "bert_model.ckpt-1.index", 900), "bert_model.ckpt-1: broken"),

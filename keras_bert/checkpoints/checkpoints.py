@@ -2,10 +2,11 @@
 
 A directory is one of
   keras_bert  `keras_bert.json`, `vocab.txt`, `model.safetensors`: ours, what a run directory holds;
-  hf          `config.json`, `model.safetensors` or `pytorch_model.bin`, `vocab.txt` or `tokenizer.json`: Hugging Face;
+  hf          `config.json` (2019: `bert_config.json`), `model.safetensors` or `pytorch_model.bin`, whole or in shards,
+              `vocab.txt` or `tokenizer.json`: Hugging Face;
   tf1         `bert_config.json`, `*.ckpt.index`, `*.ckpt.data-*`, `vocab.txt`: google-research/bert;
   garden      the same files, written by `tf.train.Checkpoint`: TensorFlow Model Garden;
-  keras_hub   a preset: `config.json`, `metadata.json`, `model.weights.h5`, `assets/`.
+  keras_hub   a preset: `config.json`, `metadata.json`, `model.weights.h5`, `assets/`; or one file `.keras` of a task.
 
 Loading is strict: every weight of the model is filled from the checkpoint, or is named as new; every tensor
 of the checkpoint is used, or is named as unused. Weights are data: nothing is ever unpickled or executed.
@@ -182,8 +183,8 @@ def _no_head(checkpoint: Checkpoint) -> str:
     pretrained = "|".join(tasks_with(pretrained=True))
     return (
         f"a {checkpoint.format} checkpoint has no trained head; fine-tune it first (`keras-bert finetune`, or "
-        f"Bert.from_checkpoint and fit), ask what it was pretrained for with --task={pretrained}, or name the head "
-        "that its files do not, such as --task=classify --labels=no,yes"
+        f"Bert.from_checkpoint and fit), or ask it with --task={pretrained}; a head that its files do not name needs "
+        "its task, such as --task=classify --labels=no,yes"
     )
 
 
@@ -201,8 +202,9 @@ def with_head(checkpoint: Checkpoint, task: str, labels: tuple[str, ...]) -> Con
     if not labels and (not task or (head is not None and task == head.task)):
         return contents
     task = task or (head.task if head is not None else "")
-    if head is not None and TASKS[task].architecture != head.architecture:
-        raise ConfigError(f"{checkpoint.path}: has a head for {head.task}; --task={task} is for files that do not say")
+    said = checkpoint.contents.head
+    if said is not None and TASKS[task].architecture != said.architecture:
+        raise ConfigError(f"{checkpoint.path}: has a head for {said.task}; --task={task} is for files that do not say")
     named = kind.table("head/logits/bias", task) if task else None
     if named is None or named[0] not in found:
         what = f"no {named[0]}, which a head for {task} has" if named else _no_head(checkpoint)

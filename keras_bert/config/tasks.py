@@ -126,8 +126,8 @@ class HeadConfig:
 
     @classmethod
     def of_logits(cls, names: tuple[str, ...]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """The fields of a head whose logits have these names, and the number in `names` of each of our logits, -1 where
-        it has none; no numbers if the order is the same.
+        """The fields of a head whose logits have these names, and the number in `names` of each of our logits; no
+        numbers if the order is the same.
 
         Raises:
             ConfigError: a head for the task has other logits.

@@ -27,7 +27,10 @@ TORCH_FILE = "pytorch_model.bin"
 KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 LENGTH_FILES = tuple(f"sentence_{kind}_config.json" for kind in KINDS)
 """Where the transformer's own settings can be; the first one that exists counts."""
-FILES = rf"modules\.json|config_sentence_transformers\.json|sentence_bert_config\.json|\d+_[^/]*/{CONFIG_FILE}"
+FILES = (
+    r"modules\.json|config_sentence_transformers\.json|(\d+_[^/]*/)?sentence_[\w-]+_config\.json"
+    rf"|\d+_[^/]*/{CONFIG_FILE}"
+)
 
 TRANSFORMERS = ("Transformer", "BERT")
 POOLINGS = {

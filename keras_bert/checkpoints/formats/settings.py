@@ -62,7 +62,7 @@ INERT = re.compile(
     r"architectures|transformers_version|_?name_or_path|_commit_hash|torch_dtype|dtype|gradient_checkpointing"
     r"|_?attn_implementation(_autoset)?|use_cache|output_past|output_(attentions|hidden_states|scores)|(use_)?return_dict"
     r"|return_dict_in_generate|torchscript|use_bfloat16|tie_(encoder_decoder|word_embeddings)|finetuning_task"
-    r"|task_specific_params|problem_type|prefix|chunk_size_feed_forward|(bos|eos|sep|decoder_start)_token_id"
+    r"|task_specific_params|problem_type|prefix|chunk_size_feed_forward|(bos|eos|sep|decoder_start|unk|cls|mask)_token_id"
     r"|cross_attention_hidden_size|tokenizer_class|_?num_labels|id2label|label2id|classifier_dropout|directionality"
     r"|pooler_(fc_size|num_attention_heads|num_fc_layers|size_per_head|type)|tf_legacy_loss|language|max_length"
     r"|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_[kp]|typical_p"
@@ -85,8 +85,7 @@ class Contents:
         origins: format -> file -> the keys found there that we have no use for, written back for that format.
         unknown: keys, as "file: key", of which nobody can say whether they change the arithmetic.
         absent: parts of the model that the files hold only because the format must have them.
-        logit_order: for each of our logits the number of it in the files, -1 where they have none; empty where the
-            order is the same.
+        logit_order: for each of our logits the number of it in the files; empty where the order is the same.
         head_problem: why the head that the files name cannot be ours; empty where they name none.
         masked_words: whether the files name the head for masked words, and no other.
         remarks: lines for a report.
