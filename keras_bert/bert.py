@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_bert import rules
 from keras_bert.checkpoints import checkpoints
+from keras_bert.checkpoints.formats.sentence_transformers import PROMPTS_FILE
 from keras_bert.config import (
     TASKS,
     DataConfig,
@@ -22,6 +23,7 @@ from keras_bert.config import (
     OptimizerConfig,
     TextConfig,
     TrainConfig,
+    VectorConfig,
     WindowConfig,
     choose,
     from_dict,
@@ -112,7 +114,8 @@ class Bert:
                 or "embed", which are what a pretrained checkpoint knows by itself.
             labels: values of the label, in the order of class ids; types of entities for "tag"; none for the others.
             seed: of the head's initial weights.
-            head: further fields of `HeadConfig`, such as `{"version_2_with_negative": True}`.
+            head: further fields of `HeadConfig`, such as `{"version_2_with_negative": True}`. For "embed" and
+                "similarity" pooling, dense layers, normalization and prompts are those of the checkpoint otherwise.
             windows: fields of `WindowConfig`, to read long texts otherwise than the head does by itself.
             reinit_layers: how many of the top layers start anew, and the pooler with them (Zhang et al. 2021,
                 https://arxiv.org/abs/2006.05987).
@@ -121,8 +124,8 @@ class Bert:
             drop: pattern of names of tensors that the model does not need and may be left out.
             keep_keys: unknown keys of the checkpoint's settings that are known to leave the arithmetic alone.
             text: fields of `TextConfig` to take instead of the checkpoint's, such as `max_seq_length=256`; None
-                asks the checkpoint. Its own are 128 tokens (384 for "span") and the case of its tokenizer, or of its
-                vocabulary.
+                asks the checkpoint. Its own are 128 tokens (384 for "span"; what `modules.json` of
+                sentence-transformers leads to) and the case of its tokenizer, or of its vocabulary.
 
         Raises:
             CheckpointError: the directory has no checkpoint, or it does not fit. Without `new_head`, a run of ours
@@ -130,8 +133,9 @@ class Bert:
             ConfigError: the labels do not suit the task, or the model has too few positions.
         """
         found, kind = checkpoints.open_checkpoint(path, keep_keys), choose(HEADS, task, "task")
-        checkpoint = found
-        if new_head or choose(TASKS, task, "task").encoder_only:
+        checkpoint, vectors = found, vector_settings(found, task)
+        encoder_only = [task, checkpoint.head.task] if checkpoint.head else [task]
+        if new_head or any(choose(TASKS, one, "task").encoder_only for one in encoder_only):
             checkpoint = dataclasses.replace(checkpoint, contents=dataclasses.replace(checkpoint.contents, head=None))
         fields: dict[str, Any] = {"task": task, "labels": list(map(str, labels)), "dropout": dropout}
         if checkpoint.head is not None and (checkpoint.head.task, list(checkpoint.head.labels)) == (
@@ -139,7 +143,7 @@ class Bert:
             fields["labels"],
         ):
             fields |= {name: getattr(checkpoint.head, name) for name in ("tags",) if hasattr(checkpoint.head, name)}
-        config = from_dict(HeadConfig, fields | kind.settings(checkpoint.vocabulary) | (head or {}))
+        config = from_dict(HeadConfig, fields | kind.settings(checkpoint.vocabulary) | vectors | (head or {}))
         if checkpoint.head is not None and (checkpoint.head.task, checkpoint.head.labels) != (
             config.task,
             config.labels,
@@ -176,6 +180,7 @@ class Bert:
         data: DataConfig | None = None,
         drop: str = "",
         keep_keys: Sequence[str] = (),
+        head: dict[str, Any] | None = None,
         **text: Any,
     ) -> "Bert":
         """A model with the head that it has: of `save`, of a `keras-bert finetune` run, or published by others.
@@ -187,6 +192,7 @@ class Bert:
             data: the columns of files, if they are other than it says. A published checkpoint that does not say whether
                 it reads pairs is asked with or without `text_pairs`.
             drop, keep_keys: see `from_checkpoint`.
+            head: fields of its `HeadConfig` to take instead of the checkpoint's.
             text: fields of `TextConfig` to take instead of the checkpoint's.
 
         Raises:
@@ -195,10 +201,11 @@ class Bert:
         """
         found = checkpoints.open_checkpoint(path, keep_keys)
         if found.contents.masked_words and not task and not labels:
-            return cls.from_checkpoint(path, task="fill_mask", drop=drop, keep_keys=keep_keys, **text)
+            return cls.from_checkpoint(path, task="fill_mask", head=head, drop=drop, keep_keys=keep_keys, **text)
         checkpoint = checkpoints.as_trained(found, task, labels, data)
-        assert checkpoint.head is not None
-        network = Network(checkpoint.encoder, checkpoint.head)
+        config = from_dict(HeadConfig, to_dict(checkpoint.head) | (head or {}))
+        checkpoint = dataclasses.replace(checkpoint, contents=dataclasses.replace(checkpoint.contents, head=config))
+        network = Network(checkpoint.encoder, config)
         layer = Text(checkpoint.vocabulary, checkpoints.text_config(checkpoint, text))
         bert = cls(layer, network, checkpoint.data, checkpoint.contents.windows)
         bert.columns_open = found.contents.data is None and data is None
@@ -431,11 +438,20 @@ class Bert:
         back = np.argsort(np.concatenate(numbers), kind="stable")
         return {name: np.concatenate([p[name] for p in parts])[back] for name in parts[0]}
 
-    def embed(self, texts: Sequence[str], batch_size: int = 64, progress: Any = None) -> np.ndarray:
-        """A vector of each text, float32 `[n, E]`: what the signature `embedding` gives."""
-        self._has("embedding")
+    def embed(
+        self, texts: Sequence[str], batch_size: int = 64, progress: Any = None, kind: str = "embedding"
+    ) -> np.ndarray:
+        """A vector of each text, float32 `[n, E]`: what the signature `embedding` gives.
+
+        Args:
+            kind: "query" or "document" for the signature of that name, with the model's prompt for it.
+
+        Raises:
+            ConfigError: the model has no such signature.
+        """
+        self._has(kind)
         rows: dict[int, np.ndarray] = {}
-        for batch, answer in self._asked("embedding", Examples((strings("texts", texts),)), batch_size, progress):
+        for batch, answer in self._asked(kind, Examples((strings("texts", texts),)), batch_size, progress):
             rows |= dict(zip(batch.tolist(), answer["embedding"], strict=True))
         return np.stack([rows[i] for i in range(len(rows))]) if rows else answer["embedding"]
 
@@ -454,6 +470,36 @@ class Bert:
                 pieces_read = [piece.decode("utf-8") for piece in pieces if piece]
                 tokens[i] = pieces_read, vectors[: len(pieces_read)].copy()
         return [tokens[i] for i in range(len(tokens))]
+
+    def rerank(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[tuple[int, float]]]:
+        """For each query the numbers of its documents from the best to the worst, with their scores.
+
+        Raises:
+            ConfigError: the model does not give a score to pairs of texts.
+            DataError: a query or document is no string, or there are not as many lists of documents as queries.
+        """
+        given = strings("queries", queries), [strings(f"documents[{i}]", row) for i, row in enumerate(documents)]
+        if len(given[0]) != len(given[1]):
+            raise DataError(f"{len(given[0])} queries but {len(given[1])} lists of documents; each query needs one")
+        if self.columns_open:
+            self._read_pairs(given[0])
+        ask = self._signature("rerank", self.windows)
+        found = []
+        for query, row in zip(*given, strict=True):
+            answer = ask(encoded([query]), np.array([encoded(row)]) if row else np.zeros((1, 0), "S1"))
+            both = zip(answer["indices"][0].numpy().tolist(), answer["scores"][0].numpy().tolist(), strict=True)
+            found.append([(number, score) for number, score in both if number >= 0])
+        return found
+
+    def _signature(self, name: str, windows: WindowConfig) -> Any:
+        """A signature of the model as a function; raises ConfigError if it has none of this name."""
+        if (windows, name) not in self._answer:
+            served = Served(self.text, self.network, self.pair, windows, self.others)
+            made = signatures_of(served)
+            if name not in made:
+                raise ConfigError(f"this model for {self.head.config.task} has no signature {name}; {NEEDED.get(name)}")
+            self._answer[windows, name] = made[name]
+        return self._answer[windows, name]
 
     def _has(self, name: str) -> None:
         """Raises ConfigError where the model has no signature of this name."""
@@ -475,10 +521,7 @@ class Bert:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         windows = windows or self.windows
-        if (windows, name) not in self._answer:
-            served = Served(self.text, self.network, self.pair, windows, self.others)
-            self._answer[windows, name] = signatures_of(served)[name]
-        asked = self._answer[windows, name]
+        asked = self._signature(name, windows)
         with Progress("predict", len(examples), progress) as bar:
             segments = examples.columns
             for batch in self._batches(examples, batch_size, windows) or [np.zeros(0, np.int64)]:
@@ -583,6 +626,11 @@ class Ensemble(Bert):
         raise ConfigError(f"{1 + len(self.others)} models cannot be saved as one; save each of them")
 
 
+PROMPTS = "give query_prompt or document_prompt, which its files do not name"
+NEEDED = {"query": PROMPTS, "document": PROMPTS, "rerank": "it takes the task regress on pairs of texts"}
+"""What a model lacks that has no signature of this name."""
+
+
 def usual_length(head: Head, checkpoint: checkpoints.Checkpoint) -> int | None:
     """Longest row in tokens of a new head; None for that of the checkpoint."""
     if head.max_seq_length:
@@ -594,7 +642,7 @@ def usual_length(head: Head, checkpoint: checkpoints.Checkpoint) -> int | None:
 
 def wordpiece(text: Text) -> WordPiece:
     """The tokenizer of a text layer in plain Python, which knows masks."""
-    return WordPiece(text.vocabulary, text.config.do_lower_case, text.config.flavour, (MASK,))
+    return WordPiece(text.vocabulary, special_tokens=(MASK,), **text.config.tokenizer)
 
 
 def strings(name: str, values: Sequence[str]) -> list[str]:
@@ -621,6 +669,26 @@ NEW_HEAD: rules.Rules[bool] = (
     (".*", False),
 )
 """Which weights of a run are not read if it gets a new head: those that only its task has."""
+
+
+def vector_settings(checkpoint: checkpoints.Checkpoint, task: str) -> dict[str, Any]:
+    """How a checkpoint makes the vector of a text, as fields of a head for `task`; nothing where either has none.
+
+    Raises:
+        CheckpointError: the task compares vectors by their cosine, and the checkpoint in another way.
+    """
+    found = checkpoint.vectors
+    if found is None or not issubclass(choose(TASKS, task, "task"), VectorConfig):
+        return {}
+    said = checkpoint.contents.origin("sentence_transformers", PROMPTS_FILE).get("similarity_fn_name")
+    usual = ("cosine", "dot", None) if found.normalize else ("cosine", None)
+    if task == "similarity" and said not in usual:
+        raise CheckpointError(
+            f"{checkpoint.path}: similarity_fn_name {said!r} is not supported; similarity is the cosine; the task "
+            "embed gives the vectors"
+        )
+    names = [f.name for f in dataclasses.fields(VectorConfig) if f.name not in ("task", "labels", "dropout")]
+    return {name: value for name, value in to_dict(found).items() if name in names}
 
 
 def starting_anew(encoder: EncoderConfig, layers: int) -> list[tuple[str, bool]]:

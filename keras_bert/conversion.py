@@ -352,7 +352,9 @@ def write(folder: Path, target: Format, contents: Contents, weights: Weights) ->
     """
     there = parts_of(contents, weights)
     known = with_pretraining(contents.encoder, contents.head)
-    inside = {path for part in target.holds(contents, there) for path in known[part]}
+    task = "" if contents.head is None else contents.head.task
+    held = (path for part in target.holds(contents, there) for path in known[part])
+    inside = {path for path in held if target.table(path, task)}
     if target is formats.ours.FORMAT:
         inside |= weights.keys()
     beside = {path: value for path, value in weights.items() if path not in inside}

@@ -76,11 +76,6 @@ def read_tags(tags: Sequence[str], join: bool = False) -> Reading:
 
 
 def order_of(reading: Reading) -> tuple[int, ...] | None:
-    """The number of the tag that each of `tags_of(reading.keys)` has, -1 where there is none.
-
-    None if the tags cannot be put into this form: several say the same, or keys are not shown as they are.
-    """
-    if len(set(reading.numbers)) < len(reading.numbers) or reading.keys != reading.types:
-        return None
-    count = len(tags_of(reading.keys))
-    return tuple(reading.numbers.index(i) if i in reading.numbers else -1 for i in range(count))
+    """The number of the tag that each of `tags_of(reading.keys)` has; None if these are not exactly the tags."""
+    complete = sorted(reading.numbers) == list(range(len(tags_of(reading.keys)))) and reading.keys == reading.types
+    return tuple(map(reading.numbers.index, sorted(reading.numbers))) if complete else None

@@ -631,14 +631,6 @@ FAULTS = {
         "vocab.txt, line 58: repeats 'a' of line 6$",
     ),
     "no vocabulary": (lambda d: (d / "vocab.txt").unlink(), "has no vocab.txt"),
-    "accents kept": (
-        lambda d: change(d, "tokenizer_config.json", strip_accents=False),
-        "strip_accents False with do_lower_case True changes the ids",
-    ),
-    "Chinese not split": (
-        lambda d: change(d, "tokenizer_config.json", tokenize_chinese_chars=False),
-        "tokenize_chinese_chars False changes the ids",
-    ),
     "other special tokens": (
         lambda d: change(d, "tokenizer_config.json", cls_token="<s>"),
         r"cls_token is '<s>'; only \[CLS\] is supported$",
@@ -713,7 +705,8 @@ OTHER_FAULTS = {
     "keras_hub no task": ("keras_hub", lambda d: (d / "task.weights.h5").unlink(), None),
     "keras_hub other class": (
         "keras_hub", lambda d: change(d, class_name="RobertaBackbone"), "class_name 'RobertaBackbone'; it can be"),
-    "keras_hub no tokenizer": ("keras_hub", lambda d: (d / "tokenizer.json").unlink(), "json: cannot be read"),
+    "keras_hub no tokenizer": (
+        "keras_hub", lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer.json; save the task with its prep"),
     "keras_hub no vocabulary": (
         "keras_hub", lambda d: (d / "assets/tokenizer/vocabulary.txt").unlink(), "has no assets/tokenizer"),
     "garden index": ("garden", lambda d: cut(d / "bert_model.ckpt-1.index", 900), "bert_model.ckpt-1: broken"),

@@ -2,10 +2,11 @@
 
 A directory is one of
   keras_bert  `keras_bert.json`, `vocab.txt`, `model.safetensors`: ours, what a run directory holds;
-  hf          `config.json`, `model.safetensors` or `pytorch_model.bin`, `vocab.txt` or `tokenizer.json`: Hugging Face;
+  hf          `config.json` (2019: `bert_config.json`), `model.safetensors` or `pytorch_model.bin`, whole or in shards,
+              `vocab.txt` or `tokenizer.json`: Hugging Face;
   tf1         `bert_config.json`, `*.ckpt.index`, `*.ckpt.data-*`, `vocab.txt`: google-research/bert;
   garden      the same files, written by `tf.train.Checkpoint`: TensorFlow Model Garden;
-  keras_hub   a preset: `config.json`, `metadata.json`, `model.weights.h5`, `assets/`.
+  keras_hub   a preset: `config.json`, `metadata.json`, `model.weights.h5`, `assets/`; or one file `.keras` of a task.
 
 Loading is strict: every weight of the model is filled from the checkpoint, or is named as new; every tensor
 of the checkpoint is used, or is named as unused. Weights are data: nothing is ever unpickled or executed.
@@ -35,6 +36,7 @@ from keras_bert.config import (
     EncoderConfig,
     HeadConfig,
     TextConfig,
+    VectorConfig,
     WindowConfig,
     dumps,
     from_dict,
@@ -46,7 +48,7 @@ from keras_bert.files import replacing, write_atomic
 from keras_bert.model.shapes import with_pretraining
 
 UNUSED = {
-    "hf": r"^(embeddings\.(position_ids|token_type_ids)|cls\..*|classifier\..*|qa_outputs\..*)$",
+    "hf": r"^(embeddings\.(position_ids|token_type_ids)|cls\..*|classifier\..*|qa_outputs\..*|dense_\d+\..*)$",
     "tf1": rf"^({FORMATS['tf1'].ignored}|cls/.*|output_(weights|bias))$",
     "garden": rf"^({FORMATS['garden'].ignored}|(masked_lm|classification_heads)/.*)$",
     "keras_hub": rf"^({FORMATS['keras_hub'].ignored}|task/.*)$",
@@ -120,6 +122,11 @@ class Checkpoint:
         return self.contents.head if self.published or self.format == "keras_bert" else None
 
     @property
+    def vectors(self) -> VectorConfig | None:
+        """How it makes the vector of a text, where its files say that."""
+        return self.contents.head if isinstance(self.contents.head, VectorConfig) else None
+
+    @property
     def data(self) -> DataConfig | None:
         """The columns of the files that it was fine-tuned on."""
         return self.contents.data if self.published or self.format == "keras_bert" else None
@@ -176,8 +183,8 @@ def _no_head(checkpoint: Checkpoint) -> str:
     pretrained = "|".join(tasks_with(pretrained=True))
     return (
         f"a {checkpoint.format} checkpoint has no trained head; fine-tune it first (`keras-bert finetune`, or "
-        f"Bert.from_checkpoint and fit), ask what it was pretrained for with --task={pretrained}, or name the head "
-        "that its files do not, such as --task=classify --labels=no,yes"
+        f"Bert.from_checkpoint and fit), or ask it with --task={pretrained}; a head that its files do not name needs "
+        "its task, such as --task=classify --labels=no,yes"
     )
 
 
@@ -195,8 +202,9 @@ def with_head(checkpoint: Checkpoint, task: str, labels: tuple[str, ...]) -> Con
     if not labels and (not task or (head is not None and task == head.task)):
         return contents
     task = task or (head.task if head is not None else "")
-    if head is not None and TASKS[task].architecture != head.architecture:
-        raise ConfigError(f"{checkpoint.path}: has a head for {head.task}; --task={task} is for files that do not say")
+    said = checkpoint.contents.head
+    if said is not None and TASKS[task].architecture != said.architecture:
+        raise ConfigError(f"{checkpoint.path}: has a head for {said.task}; --task={task} is for files that do not say")
     named = kind.table("head/logits/bias", task) if task else None
     if named is None or named[0] not in found:
         what = f"no {named[0]}, which a head for {task} has" if named else _no_head(checkpoint)
@@ -251,7 +259,7 @@ def load(network: Any, checkpoint: Checkpoint, skip: rules.Rules[bool] = ((".*",
         return _load_whole(network, checkpoint, drop)
     leaving = formats.pattern(drop)
     wanted = {v.path: v for v in network.weights if "seed_generator" not in v.path}
-    rows, tensors = _rows(checkpoint, wanted)
+    rows, tensors = _rows(checkpoint, wanted, network.head.config)
     filled, new, problems = {}, [], []
     for path, variable in wanted.items():
         if rules.match(skip, path):
@@ -295,7 +303,9 @@ def load(network: Any, checkpoint: Checkpoint, skip: rules.Rules[bool] = ((".*",
     return Report(tuple(filled), tuple(new), tuple(unused), remarks=checkpoint.contents.remarks)
 
 
-def _rows(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> tuple[dict[str, Entry], dict[str, Stored]]:
+def _rows(
+    checkpoint: Checkpoint, wanted: Mapping[str, Any], head: HeadConfig
+) -> tuple[dict[str, Entry], dict[str, Stored]]:
     """Our path -> where the weight is, and all tensors of the checkpoint, values unread."""
     kind, contents = FORMATS[checkpoint.format], checkpoint.contents
     tensors = kind.tensors(checkpoint.path, formats.names_of(kind, contents))
@@ -309,6 +319,7 @@ def _rows(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> tuple[dict[str, 
         if part not in contents.absent
         for entry in entries(kind.table, part, contents.encoder, None)
     }
+    rows |= {entry.path: entry for entry in entries(kind.table, "dense", contents.encoder, head)}
     for part in contents.absent:  # zeros, there because the format must have them
         for entry in entries(kind.table, part, contents.encoder, None):
             tensors.pop(entry.name, None)

@@ -166,9 +166,9 @@ def load(flags: Flags, paths: Sequence[str], data: DataConfig) -> Any:
         said: dict[str, Any] = (
             {} if first.head is not None else {"task": flags["task"], "labels": split_labels(flags["labels"])}
         )
-        berts = [Bert.load(paths[0], data=data, **said, **opening, **text)]
+        berts = [Bert.load(paths[0], data=data, head=flags.given_of(HeadConfig), **said, **opening, **text)]
     else:
-        berts = [Bert.load(path) for path in paths]
+        berts = [Bert.load(path, **opening) for path in paths]
     bert = Ensemble(berts) if len(berts) > 1 else berts[0]
     head = bert.network.head
     bert.windows = dataclasses.replace(bert.windows, **flags.given_of(WindowConfig))

@@ -83,7 +83,7 @@ def read_examples(
         DataError: anything about the file that cannot be used.
     """
     source, text = source_of(head), checkpoint.text
-    tokenizer = functools.partial(WordPiece, checkpoint.vocabulary, text.do_lower_case, text.flavour, (MASK,))
+    tokenizer = functools.partial(WordPiece, checkpoint.vocabulary, special_tokens=(MASK,), **text.tokenizer)
     longest = flags["max_seq_length"] or text.max_seq_length
     rows = source.read(flags["eval_file"], data, reading(flags))
     data = asked(flags, checkpoint, rows.columns)[1]

@@ -10,7 +10,7 @@ from typing import Any
 
 from keras_bert.checkpoints.checkpoints import Checkpoint
 from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, opened, suit
-from keras_bert.cli.flags import Flags, note
+from keras_bert.cli.flags import Flags, names_of_table, note
 from keras_bert.cli.model_dir import FINAL_FILE
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.training.states import finished
@@ -26,6 +26,7 @@ def define() -> Flags:
     add_task(flags)
     flags.add("version", "", "Version number; default: the one after the largest.")
     flags.add("precision", "float32", "Weights and arithmetic of the graph; answers stay float32.", PRECISIONS)
+    flags.add("embedding_types", "float", f"Forms of vectors that are answered, a comma list of {', '.join(TYPES)}.")
     flags.add("description", "", "What the model is for; goes into its card.")
     flags.add("license", "", "Licence of the model, such as apache-2.0; goes into its card.")
     flags.add("base_model", "", "The pretrained model it was made from; goes into its card.")
@@ -33,6 +34,7 @@ def define() -> Flags:
 
 
 PRECISIONS = ("float32", "bfloat16")
+TYPES = names_of_table("keras_bert.serving.embedding_types", "EMBEDDING_TYPES")
 
 
 def main(argv: list[str]) -> int:
@@ -52,7 +54,12 @@ def main(argv: list[str]) -> int:
     about = {name: flags[name] for name in ABOUT}
     about |= run_of(checkpoint) if len(paths) == 1 else folds_of(Path(flags["model_dir"]))
 
-    target = load(flags, paths, data).export(base, version, precision=flags["precision"], about=about)
+    types = [name.strip() for name in flags["embedding_types"].split(",")]
+    unknown = [name for name in types if name not in TYPES]
+    if unknown:
+        raise ConfigError(f"--embedding_types: {unknown[0]!r} is none of {', '.join(TYPES)}")
+    bert = load(flags, paths, data)
+    target = bert.export(base, version, precision=flags["precision"], about=about, embedding_types=types)
     print(target)
     note(f"{target / 'README.md'} says how to serve it and how to ask it")
     note(f"serve it here with `keras-bert serve --export_dir={base}`, or with TensorFlow Serving")

@@ -51,13 +51,12 @@ def main(argv: list[str]) -> int:
         raise ConfigError("--model_config_file takes the place of --export_dir and --model_name; give one of them")
     if flags["model_config_file_poll_wait_seconds"] and not file:
         raise ConfigError("--model_config_file_poll_wait_seconds needs --model_config_file")
-    check_port(flags)
-    flags.config(ServerConfig)
+    config = checked(flags)
     one = {flags["model_name"] or Path(base).absolute().name: ModelConfig(base)}
     models = read_model_config(file) if file else one
     if in_sixteen_bits(models):
         os.environ.setdefault(FROZEN, "1")
-    return ended(answer(flags, models, partial(read_model_config, file) if file else None))
+    return ended(answer(flags, models, config, partial(read_model_config, file) if file else None))
 
 
 def ended(in_time: bool) -> int:
@@ -69,10 +68,15 @@ def ended(in_time: bool) -> int:
     return 0
 
 
-def check_port(flags: Flags) -> None:
-    """Raises ConfigError where the port is out of its range."""
+def checked(flags: Flags) -> ServerConfig:
+    """The settings of the server.
+
+    Raises:
+        ConfigError: one is out of its range.
+    """
     if not 0 <= flags["port"] <= 65535:
         raise ConfigError(f"--port must be from 0 to 65535, got {flags['port']}")
+    return flags.config(ServerConfig)
 
 
 def serve_checkpoint(flags: Flags) -> bool:
@@ -80,22 +84,21 @@ def serve_checkpoint(flags: Flags) -> bool:
     for name in ("export_dir", "model_config_file"):
         if flags[name]:
             raise ConfigError(f"--init_checkpoint and --{name} contradict each other; give one")
-    check_port(flags)
+    config = checked(flags)
     check(flags)
-    flags.config(ServerConfig)
     paths = members(flags["init_checkpoint"])
     head, data = asked(flags, opened(flags, paths[0]))
     suit(flags, head.task)
     name = flags["model_name"] or Path(flags["init_checkpoint"]).absolute().name
     with tempfile.TemporaryDirectory() as folder:
         load(flags, paths, data).export(folder)
-        return answer(flags, {name: ModelConfig(folder)})
+        return answer(flags, {name: ModelConfig(folder)}, config)
 
 
 Reread = Callable[[], Mapping[str, ModelConfig]]
 
 
-def answer(flags: Flags, models: Mapping[str, ModelConfig], reread: Reread | None = None) -> bool:
+def answer(flags: Flags, models: Mapping[str, ModelConfig], config: ServerConfig, reread: Reread | None = None) -> bool:
     """Serve until the process is interrupted; False if a model computes on after the time to drain."""
     from keras_bert.server import serve
 
@@ -105,7 +108,7 @@ def answer(flags: Flags, models: Mapping[str, ModelConfig], reread: Reread | Non
     logger.addHandler(handler)
     logger.propagate = False  # a handler of the root logger would say each line again
     try:
-        return serve(models, flags["host"], flags["port"], flags.config(ServerConfig), reread)
+        return serve(models, flags["host"], flags["port"], config, reread)
     finally:  # the process may go on: leave the logging as it was
         logger.removeHandler(handler)
         logger.level, logger.propagate = before

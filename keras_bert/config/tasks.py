@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from keras_bert.config.base import check_choices, choose, flag, require
 from keras_bert.tags import order_of, read_tags, tags_of
 
+MOST_DENSE = 8
+"""Dense layers over a pooled vector."""
+
 READS = ("row", "each", "choices", "offsets", "windows")
 """How an example is read: its texts as one row; each text as a row; its text with each choice as a row; as one row with
 the place of each token in the text; or in overlapping windows, with these places too."""
@@ -123,8 +126,8 @@ class HeadConfig:
 
     @classmethod
     def of_logits(cls, names: tuple[str, ...]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """The fields of a head whose logits have these names, and the number in `names` of each of our logits, -1 where
-        it has none; no numbers if the order is the same.
+        """The fields of a head whose logits have these names, and the number in `names` of each of our logits; no
+        numbers if the order is the same.
 
         Raises:
             ConfigError: a head for the task has other logits.
@@ -240,12 +243,49 @@ class WeightedConfig(SentenceConfig):
 
 @dataclass(frozen=True)
 class VectorConfig(SentenceConfig):
-    """A head that gives a vector of each text."""
+    """A head that gives a vector of each text.
+
+    `pooling` may join several poolings, such as "cls+mean": their vectors stand side by side. `dense_units`,
+    `dense_activations` and `dense_biases` describe dense layers over the pooled vector, one entry for each. A `prompt`
+    is put before each text; `query_prompt` and `document_prompt` take its place in the signatures `query` and
+    `document`, which a model has if one of the three is set.
+    """
 
     normalize: bool = flag(True, "vectors of length 1.")
+    dimensions: int = flag(0, "numbers of a vector that are kept, the first ones; 0 keeps all.")
+    prompt: str = flag("", "text that is put before each text.")
+    query_prompt: str = flag("", "text that is put before each query, in the signature query.")
+    document_prompt: str = flag("", "text that is put before each document, in the signature document.")
+    dense_units: tuple[int, ...] = ()
+    dense_activations: tuple[str, ...] = ()
+    dense_biases: tuple[bool, ...] = ()
 
     form: ClassVar[Any] = "vectors"
     pretrained: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("dense_units", "dense_activations", "dense_biases"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+
+    def check(self) -> None:
+        super().check()
+        require(0 <= self.dimensions < 2**20, f"dimensions must be 0 or more, got {self.dimensions}")
+        require(
+            len(self.dense_units) == len(self.dense_activations) == len(self.dense_biases) <= MOST_DENSE,
+            f"dense_units, dense_activations and dense_biases must be equally many, at most {MOST_DENSE}",
+        )
+        require(all(units >= 1 for units in self.dense_units), f"dense_units must be positive, got {self.dense_units}")
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The names of the poolings whose vectors are joined."""
+        return tuple((self.pooling or "mean").split("+"))
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether queries and documents are told apart, or any text gets a prompt."""
+        return bool(self.prompt or self.query_prompt or self.document_prompt)
 
 
 # === Tasks ===

@@ -17,7 +17,7 @@ Shapes = dict[str, Shape]
 Parts = dict[str, Shapes]
 """Part -> its weights. A checkpoint holds a part as a whole or not at all."""
 
-PARTS = ("encoder", "pooler", "masked_lm", "next_sentence", "readout", "logits")
+PARTS = ("encoder", "pooler", "masked_lm", "next_sentence", "readout", "dense", "logits")
 
 
 # === Layers ===
@@ -141,16 +141,24 @@ def readout(config: EncoderConfig, head: Any) -> tuple[Shapes, int]:
     return shapes, width
 
 
-def vectors(config: EncoderConfig, head: HeadConfig) -> Parts:
-    """A head that answers with the vectors that it reads."""
-    shapes, _ = readout(config, head)
-    return {"readout": shapes} if shapes else {}
+def vectors(config: EncoderConfig, head: Any) -> Parts:
+    """A head that answers with the vectors that it reads, after dense layers where it has any."""
+    shapes, width = readout(config, head)
+    parts: Parts = {"readout": shapes} if shapes else {}
+    width *= len(head.poolings) if head.dense_units else 1
+    layers: Shapes = {}
+    for i, (units, bias) in enumerate(zip(head.dense_units, head.dense_biases, strict=True)):
+        layers[f"head/dense_{i}/kernel"] = (width, units)
+        layers |= {f"head/dense_{i}/bias": (units,)} if bias else {}
+        width = units
+    return parts | ({"dense": layers} if layers else {})
 
 
 def tokens(config: EncoderConfig, head: HeadConfig) -> Parts:
     """A head with logits for each token."""
-    _, width = readout(config, head)
-    return vectors(config, head) | {"logits": dense("head/logits", width, head.width)}
+    shapes, width = readout(config, head)
+    parts: Parts = {"readout": shapes} if shapes else {}
+    return parts | {"logits": dense("head/logits", width, head.width)}
 
 
 def sentence(config: EncoderConfig, head: Any) -> Parts:

@@ -181,7 +181,7 @@ class LiteModel:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: is no LiteRT or ONNX model of ours, or is damaged ({error!r})") from error
         vocabulary = read_vocabulary(path / VOCABULARY_FILE)
-        self.tokenizer = WordPiece(vocabulary, self.text.do_lower_case, self.text.flavour)
+        self.tokenizer = WordPiece(vocabulary, **self.text.tokenizer)
         self.cls_id, self.sep_id = vocabulary.index("[CLS]"), vocabulary.index("[SEP]")
         try:
             self._run = runner(content, num_threads)

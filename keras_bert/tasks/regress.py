@@ -27,7 +27,7 @@ class Regress(Sentence):
     best_metric = "pearson"
     label_dtype = "float32"
     merging = (same, same)
-    signatures: ClassVar[Mapping[str, Any]] = {"regress": "regress"}
+    signatures: ClassVar[Mapping[str, Any]] = {"regress": "regress", "rerank": "rerank"}
 
     def check(self) -> None:
         super().check()

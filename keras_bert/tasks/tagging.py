@@ -62,8 +62,8 @@ class Scheme:
         """1 + the number of the tag that says the same, or else goes on with the type; 0 where there is none."""
         kind = wanted.partition("-")[2]
         same = [i for i, tag in enumerate(tags) if tag in (wanted, kind)]
-        others = [i for i, tag in enumerate(tags) if kind and tag.partition("-")[2] == kind and tag[:1] in "IMB"]
-        return 1 + next(iter([*same, *others]), -1)
+        near = [tags.index(f"{prefix}-{kind}") for prefix in "IMB" if kind and f"{prefix}-{kind}" in tags]
+        return 1 + next(iter([*same, *near]), -1)
 
     def read(self, values: Tensor, none: float) -> Tensor:
         """Values of tags `[B, U, tags]` -> the largest of those that say the same, `none` where there are none."""

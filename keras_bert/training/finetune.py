@@ -276,7 +276,7 @@ def fit(
         f"{config.num_train_epochs} epochs of {rows.steps} steps, mean length {rows.lengths.mean():.1f} tokens"
     )
     sample = train.segments[-1 if head.config.reads == "windows" else 0]
-    if reason := misfit(text.vocabulary, sample, text.config.do_lower_case, text.config.flavour):
+    if reason := misfit(text.vocabulary, sample, **text.config.tokenizer):
         say(f"warning: {reason}")
 
     def evaluate() -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_every_row_leads_there_and_back(name, task):
 def test_a_table_names_the_encoder_and_what_is_trained_with_it(name):
     of = contents("classify")
     named = {part: len(list(entries(FORMATS[name].table, part, of.encoder, of.head))) for part in PARTS}
-    wanted = {"encoder": 37, "pooler": 2, "masked_lm": 5, "next_sentence": 2, "readout": 0, "logits": 2}
+    wanted = {"encoder": 37, "pooler": 2, "masked_lm": 5, "next_sentence": 2, "readout": 0, "dense": 0, "logits": 2}
     if name == "garden":
         wanted["logits"] = 0
     if name == "keras_hub":
@@ -101,6 +101,9 @@ def test_a_table_names_the_encoder_and_what_is_trained_with_it(name):
     assert named == wanted
     unnamed = HeadConfig(labels=("a", "b"), layers="mix")
     assert len(list(entries(FORMATS[name].table, "readout", of.encoder, unnamed))) == 2 * (name == "keras_bert")
+    dense = {"dense_units": (3, 4), "dense_activations": ("tanh", "tanh"), "dense_biases": (True, False)}
+    found = list(entries(FORMATS[name].table, "dense", of.encoder, HeadConfig(task="embed", **dense)))
+    assert len(found) == (3 if name in ("keras_bert", "hf") else 0)
 
 
 def test_names_and_shapes_are_those_of_published_models():

@@ -24,6 +24,7 @@ from keras_bert.config import HeadConfig
 from keras_bert.conversion import Changes, convert
 from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.tags import order_of, read_tags
+from keras_bert.tasks.tagging import Scheme
 
 TEXTS = [
     "forest fire near la ronge !",
@@ -95,9 +96,9 @@ def test_answers_are_those_that_were_recorded(name):
     [
         (["O", "B-a", "I-a"], ("a",), (0, 1, 2)),
         (["I-a", "O", "B-a"], ("a",), (1, 2, 0)),
-        (["I-a", "I-b", "O"], ("a", "b"), (2, -1, 0, -1, 1)),
-        (["O", "a", "b"], ("a", "b"), (0, -1, 1, -1, 2)),
-        (["NOUN", "VERB"], ("NOUN", "VERB"), (-1, -1, 0, -1, 1)),
+        (["I-a", "I-b", "O"], ("a", "b"), None),
+        (["O", "a", "b"], ("a", "b"), None),
+        (["NOUN", "VERB"], ("NOUN", "VERB"), None),
         (["O", "B-x-y", "I-x-y"], ("x-y",), (0, 1, 2)),
         (["O", "B-a", "I-a", "E-a", "S-a"], ("a", "a", "a"), None),
         (["O", "a", "I-a"], ("a",), None),
@@ -113,6 +114,18 @@ def test_parts_of_an_entity_are_joined_where_that_is_asked():
     tags = ["O", "B-a", "M-a", "E-a", "S-a", "U-b", "L-b", "c-d"]
     assert read_tags(tags, join=True).numbers == (0, 1, 2, 2, 1, 3, 4, 6)
     assert read_tags(tags, join=True).types == ("a", "b", "d")
+
+
+def test_logits_and_targets_of_a_scheme():
+    tags = ["O", "B-a", "M-a", "E-a", "S-a"]
+    logits = np.arange(5, dtype="f4")[None, None]
+    apart, joined = (Scheme(tags, ["a"], join) for join in (False, True))
+    assert apart.read(logits, -9.0).numpy()[0, 0].tolist() == [0, 1, -9, -9, 2, -9, 3, -9, 4]
+    assert apart.types.tolist() == [-1, 0, 0, 0, 0]
+    assert joined.read(logits, -9.0).numpy()[0, 0].tolist() == [0, 4, 3]
+    assert apart.targets.tolist() == [0, 1, 2, 3], "I- learns M-"
+    assert Scheme(["I-a", "b"], ["a", "b"], False).targets.tolist() == [0, 0, 1, 1, 2, 2], "there is no O"
+    assert Scheme(["NN-x", "a"], ["x", "a"], False).targets.tolist() == [0, 0, 0, 0, 2, 2], "x has no such tag"
 
 
 def test_labels_are_the_types_of_the_tags():
@@ -143,7 +156,7 @@ def change(folder: Path, **values) -> None:
 
 def test_a_head_that_the_files_do_not_name(head):
     with pytest.raises(
-        CheckpointError, match=r"has no trained head; .*--task=fill_mask\|.*--task=classify --labels=no,yes"
+        CheckpointError, match=r"has no trained head; .*--task=similarity\|.*--task=classify --labels=no,yes"
     ):
         Bert.load(head)
     bert = Bert.load(head, task="classify")
@@ -276,7 +289,8 @@ def test_more_than_one_container_or_format(tiny_checkpoint, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(tiny_checkpoint / name, tmp_path / "b" / name)
     assert "the directory holds tf1 and hf: tf1 is read" in open_checkpoint(tmp_path / "b").contents.remarks
-    (tmp_path / "b/bert_model.ckpt.data-00000-of-00001").unlink()
+    for name in ("bert_model.ckpt.data-00000-of-00001", "keras_bert_extra.json"):
+        (tmp_path / "b" / name).unlink()
     assert open_checkpoint(tmp_path / "b").format == "hf"
 
 

@@ -15,7 +15,7 @@ from keras_bert.checkpoints.formats import extra, garden, hf, keras_hub, ours, t
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import Contents, some
 from keras_bert.checkpoints.formats.table import Entry, Stored, Transform, all_entries, entries, same, shared_prefix
-from keras_bert.config import choose
+from keras_bert.config import TASKS, choose
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.model.shapes import Shape, of_objective, parts, with_pretraining
 
@@ -33,7 +33,8 @@ def detect(path: Path, name: str | None = None) -> Format:
     if not here:
         files = sorted(p.name for p in path.iterdir())
         marks = ", ".join(dict.fromkeys(f.mark for f in FORMATS.values()))
-        deeper = [p.name for p in sorted(path.iterdir()) if p.is_dir() and all_here(p)]
+        folders = [p for p in sorted(path.iterdir()) if p.is_dir()]
+        deeper = [p.name for p in folders if any(f.is_complete(p) for f in all_here(p))]
         deeper += [name for name in files if name.endswith(".keras")]
         hint = f"; name what is in it: {some(str(path / name) for name in deeper)}" if deeper else ""
         raise CheckpointError(f"{path}: holds no checkpoint: none of {marks} among {some(files)}{hint}")
@@ -144,6 +145,9 @@ def match(path: Path, found: Format, contents: Contents, leave_out: str = "") ->
         raise CheckpointError(f"{path}: {contents.head_problem}")
     if unfilled or no_place:
         remedy = "" if unfilled else dropping(no_place)
+        named = (found.table("head/logits/bias", task) for task in TASKS)
+        if contents.head is None and {one[0] for one in named if one} & set(no_place):
+            remedy = f"; say with --task what the head is for{remedy}"
         raise CheckpointError(f"{path}: does not fit: {'; '.join(_both_lists(unfilled, no_place))}{remedy}")
     return Match(found, contents, rows, listed, copies)
 
@@ -182,29 +186,17 @@ def _where(
         return own, beside
     theirs = list(entries(found.table, part, contents.encoder, contents.head))
     if part == "logits" and contents.logit_order:
-        turned = [(entry, _reordered(entry.transform, contents.logit_order)) for entry in theirs]
-        heads = contents.encoder.num_heads
-        theirs = [dataclasses.replace(e, transform=t, stored=t.stored(e.shape, heads)) for e, t in turned]
+        theirs = [dataclasses.replace(e, transform=_reordered(e.transform, contents.logit_order)) for e in theirs]
     return (theirs if part == "encoder" or any(entry.name in stored for entry in theirs) else []), stored
 
 
 def _reordered(transform: Transform, order: tuple[int, ...]) -> Transform:
-    """From their order of logits to ours; a logit that they do not have is so low that it has no share."""
-    absent = [i for i, number in enumerate(order) if number < 0]
-    count = max(order) + 1
+    """From their order of logits to ours."""
 
     def step(x: np.ndarray, shape: Shape) -> np.ndarray:
-        value = np.array(transform(x, (*shape[:-1], count))[..., list(order)])
-        value[..., absent] = 0.0 if len(shape) > 1 else NO_LOGIT
-        return value
+        return transform(x, shape)[..., list(order)]
 
-    def stored(shape: Shape, heads: int) -> Shape:
-        return transform.stored((*shape[:-1], count), heads)
-
-    return dataclasses.replace(transform, name=f"{transform.name}, tags in our order", step=step, stored=stored)
-
-
-NO_LOGIT = -1e4
+    return dataclasses.replace(transform, name=f"{transform.name}, tags in our order", step=step)
 
 
 def _misfit(entry: Entry, value: Stored) -> str:

@@ -12,22 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from keras_bert.checkpoints.formats import hf_tokenizer, sentence_transformers
 from keras_bert.checkpoints.formats.containers import WEIGHTS_FILE, read_safetensors, write_safetensors
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import (
-    VOCABULARY_FILE,
     Contents,
     build,
     checked,
     encoder_keys,
-    find_vocabulary,
-    is_cased,
     read_encoder,
     read_json,
     some,
     text_config,
     write_json,
-    write_vocabulary,
 )
 from keras_bert.checkpoints.formats.table import (
     ORIGINAL,
@@ -44,31 +41,22 @@ from keras_bert.config import TASKS, DataConfig, HeadConfig, tasks_with
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.rules import Rules
 
-CONFIG_FILE, OLD_CONFIG_FILE, TOKENIZER_FILE = "config.json", "bert_config.json", "tokenizer_config.json"
+CONFIG_FILE, OLD_CONFIG_FILE = "config.json", "bert_config.json"
 CONTAINERS: dict[str, Callable[[Path], dict[str, Stored]]] = {
     WEIGHTS_FILE: read_safetensors,
     "pytorch_model.bin": read_torch,
 }
 """Files of weights, in the order in which they are looked for; `.index.json` behind the name is that of shards."""
-GELU, FLAVOUR = "gelu", "hf"
-SPECIAL_TOKENS = {name: f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
-TOKENIZER_ONLY: dict[str, tuple[Any, ...]] = {
-    "tokenize_chinese_chars": (True, None),
-    "do_basic_tokenize": (True, None),
-    "never_split": (None, []),
-    "tokenizer_class": (
-        *("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None),
-        *("DistilBertTokenizer", "DistilBertTokenizerFast", "ElectraTokenizer", "ElectraTokenizerFast"),
-    ),
-}
-"""Keys of the tokenizer that change ids, and the values that ours computes."""
+GELU = "gelu"
 
 
 _LAYERS = {ours: theirs.replace("layer_{i}", "layer/{i}").replace("/", ".") for ours, theirs in ORIGINAL.items()}
 _ENDS = {"kernel": ".weight", "bias": ".bias", "gamma": ".weight", "beta": ".bias", "embeddings": ".weight"}
 _TURNED: Rules[Transform] = ((r"/kernel$", transpose), (r".*", same))
 TABLE = Names(
-    _LAYERS | {"head/next_sentence": "cls.seq_relationship", "head/logits": "classifier"},
+    _LAYERS
+    | {"head/next_sentence": "cls.seq_relationship", "head/logits": "classifier"}
+    | sentence_transformers.DENSE_NAMES,
     _ENDS,
     _TURNED,
     others={"head/masked_lm/bias": ("cls.predictions.bias", same)},
@@ -83,24 +71,27 @@ OF_THE_HEAD = ("problem_type", "id2label", "label2id", "num_labels", "_num_label
 
 
 def read(path: Path) -> Contents:
-    """What `config.json` and the tokenizer's files say.
+    """What `config.json` and the tokenizer's files say, and those of sentence-transformers around them.
 
     Raises:
         CheckpointError: they are broken, or describe what we do not compute.
         DataError: the vocabulary is broken.
     """
-    file = config_file(path)
+    folder = sentence_transformers.transformer(path)
+    file = config_file(folder)
     encoder, raw, rest, unknown = read_encoder(file, GELU)
-    vocabulary = find_vocabulary(path)
-    lower, tokenizer = _tokenizer(path, vocabulary)
+    tokenizer = hf_tokenizer.read(folder)
+    longest = tokenizer.rest.get("model_max_length")
     head = _head(raw, file, encoder.hidden_dropout)
     for key in (*ANEW, *OF_THE_HEAD) if head.config else ANEW:
         rest.pop(key, None)
-    kept = {name: keys for name, keys in ((CONFIG_FILE, rest), (TOKENIZER_FILE, tokenizer)) if keys}
+    kept = {name: keys for name, keys in ((CONFIG_FILE, rest), (hf_tokenizer.CONFIG_FILE, tokenizer.rest)) if keys}
     contents = Contents(
         encoder,
-        text_config(file, encoder, lower, FLAVOUR, _longest(path, head.config)),
-        vocabulary,
+        text_config(
+            file, encoder, longest=_longest(longest, head.config), flavour=hf_tokenizer.FLAVOUR, **tokenizer.text
+        ),
+        tokenizer.vocabulary,
         head.config,
         head.data,
         origins={"hf": kept} if kept else {},
@@ -108,17 +99,15 @@ def read(path: Path) -> Contents:
         logit_order=head.order,
         head_problem=head.problem,
         masked_words=(raw.get("architectures") or [""])[0] == "BertForMaskedLM",
-        remarks=_not_read(path),
+        remarks=(*tokenizer.remarks, *_not_read(folder)),
     )
-    return checked(path, contents)
+    return checked(path, sentence_transformers.apply(path, contents, longest))
 
 
-def _longest(path: Path, head: HeadConfig | None) -> int | None:
-    """Tokens of a row that a head of the files reads as its tokenizer does; None for the usual ones."""
+def _longest(said: Any, head: HeadConfig | None) -> int | None:
+    """Tokens of a row that a head of the files reads as its tokenizer says; None for the usual ones."""
     if head is None or head.task == "span":
         return None
-    file = path / TOKENIZER_FILE
-    said = read_json(file).get("model_max_length") if file.exists() else None
     return int(min(said, MOST_TOKENS)) if isinstance(said, int | float) and said >= 3 else MOST_TOKENS
 
 
@@ -131,7 +120,9 @@ def config_file(path: Path) -> Path:
 
 
 def is_here(path: Path) -> bool:
-    """Is there a configuration, or the one of 2019 with weights beside it?"""
+    """Is there a configuration, or the one of 2019 with weights beside it, or are there modules?"""
+    if sentence_transformers.is_here(path):
+        return True
     if (path / CONFIG_FILE).exists():
         return "class_name" not in read_json(path / CONFIG_FILE)
     return (path / OLD_CONFIG_FILE).exists() and is_complete(path)
@@ -139,7 +130,7 @@ def is_here(path: Path) -> bool:
 
 def is_complete(path: Path) -> bool:
     """Are the weights there, of shards all?"""
-    return bool(_containers(path)[0])
+    return bool(_containers(sentence_transformers.transformer(path))[0])
 
 
 def _containers(path: Path) -> tuple[dict[str, tuple[str, ...]], str]:
@@ -181,46 +172,6 @@ def _not_read(path: Path) -> tuple[str, ...]:
     """A remark on weights that lie beside those that are read."""
     first, *others = _containers(path)[0] or [""]
     return (f"{first} is read, not {' and '.join(others)} beside it",) if others else ()
-
-
-def _tokenizer(path: Path, vocabulary: list[str]) -> tuple[bool, dict[str, Any]]:
-    """Is the checkpoint uncased? What its tokenizer says, else whether any piece has a capital. And the other keys."""
-    file = path / TOKENIZER_FILE
-    said = read_json(file) if file.exists() else {}
-    for key, allowed in TOKENIZER_ONLY.items():
-        if key in said and said[key] not in allowed:
-            raise CheckpointError(f"{file}: {key} {said[key]!r} changes the ids and is not supported")
-    for name, usual in SPECIAL_TOKENS.items():
-        token = said.get(f"{name}_token", usual)
-        token = token.get("content") if isinstance(token, dict) else token
-        if token not in (usual, None):
-            raise CheckpointError(f"{file}: {name}_token is {token!r}; only {usual} is supported")
-    lower = said.get("do_lower_case")
-    if not isinstance(lower, bool):
-        lower = _lower_case_of_json(path / "tokenizer.json")
-    if not isinstance(lower, bool):
-        lower = not is_cased(vocabulary)
-    if said.get("strip_accents") not in (None, lower):
-        raise CheckpointError(
-            f"{file}: strip_accents {said['strip_accents']!r} with do_lower_case {lower!r} changes the ids and is "
-            "not supported; accents are stripped where text is lower-cased, and only there"
-        )
-    written = {"do_lower_case", "tokenizer_class", *(f"{name}_token" for name in SPECIAL_TOKENS)}
-    return lower, {key: value for key, value in said.items() if key not in written}
-
-
-def _lower_case_of_json(file: Path) -> bool | None:
-    """What the normalizer of a `tokenizer.json` says; None where it says nothing."""
-    if not file.exists():
-        return None
-    normalizer = read_json(file).get("normalizer")
-    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
-    for step in steps if isinstance(steps, list) else []:
-        if isinstance(step, dict) and step.get("type") == "BertNormalizer" and isinstance(step.get("lowercase"), bool):
-            return step["lowercase"]
-        if isinstance(step, dict) and step.get("type") == "Lowercase":
-            return True
-    return None
 
 
 @dataclass(frozen=True)
@@ -317,9 +268,13 @@ def _task(raw: Mapping[str, Any], file: Path, tasks: list[str], count: int, cros
 def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
     """The tensors, without a prefix that all of them share, without `bert.`, and with today's names of layer norms.
 
+    Those of sentence-transformers' dense layers are among them.
+
     Raises:
         CheckpointError: there are no weights, they are broken, or a shard lacks what the index says.
     """
+    beside = sentence_transformers.tensors(path)
+    path = sentence_transformers.transformer(path)
     whole, problem = _containers(path)
     if not whole:
         there = some(sorted(p.name for p in path.iterdir() if p.is_file()))
@@ -333,7 +288,7 @@ def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
     if lost:
         raise CheckpointError(f"{index}: no shard holds {some(lost)}; copy the files anew")
     start = len(shared_prefix(found))
-    return {re.sub(r"^bert\.", "", old_norm(name[start:])): value for name, value in found.items()}
+    return {re.sub(r"^bert\.", "", old_norm(name[start:])): value for name, value in found.items()} | beside
 
 
 def old_norm(name: str) -> str:
@@ -342,19 +297,22 @@ def old_norm(name: str) -> str:
 
 
 def write(path: Path, contents: Contents, weights: Mapping[str, np.ndarray]) -> None:
-    """Write a directory that transformers loads."""
+    """Write a directory that transformers loads, and sentence-transformers if the model gives vectors."""
     named = to_theirs(TABLE, weights, contents)
+    dense = {name: named.pop(name) for name in list(named) if name.startswith("dense_")}
     bare = re.compile(r"cls\.|classifier\.|qa_outputs\.")
     prefix = "bert." if any(bare.match(name) for name in named) else ""
     write_safetensors(
         path / WEIGHTS_FILE, {name if bare.match(name) else prefix + name: value for name, value in named.items()}
     )
     write_json(path / CONFIG_FILE, _config(contents, weights))
-    special = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items() if token in contents.vocabulary}
-    tokenizer = {"do_lower_case": contents.text.do_lower_case, "tokenizer_class": "BertTokenizer", **special}
-    usual = {"model_max_length": contents.encoder.max_positions}
-    write_json(path / TOKENIZER_FILE, usual | contents.origin("hf", TOKENIZER_FILE) | tokenizer)
-    write_vocabulary(path / VOCABULARY_FILE, contents.vocabulary)
+    hf_tokenizer.write(path, contents)
+    sentence_transformers.write(path, contents, dense)
+
+
+def _holds(contents: Contents, parts: set[str]) -> set[str]:
+    """All parts, but dense layers over vectors that sentence-transformers could not make."""
+    return parts if sentence_transformers.holds(contents.head) else parts - {"dense"}
 
 
 def _config(contents: Contents, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -388,6 +346,10 @@ def _config(contents: Contents, weights: Mapping[str, np.ndarray]) -> dict[str, 
     return contents.origin("hf", CONFIG_FILE) | config
 
 
+_FILES = (
+    r"(bert_)?config\.json|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.txt"
+    r"|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+)
 FORMAT = Format(
     name="hf",
     mark=CONFIG_FILE,
@@ -397,8 +359,8 @@ FORMAT = Format(
     read=read,
     tensors=tensors,
     write=write,
-    files=r"(bert_)?config\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.txt"
-    r"|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?",
+    files=rf"{_FILES}|{sentence_transformers.FILES}|\d+_[^/]*/({_FILES})",
+    holds=_holds,
     ignored=r"embeddings\.(position_ids|token_type_ids)",
     copies={
         "cls.predictions.decoder.weight": "encoder/tokens/embeddings",

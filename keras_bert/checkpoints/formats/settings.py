@@ -62,7 +62,7 @@ INERT = re.compile(
     r"architectures|transformers_version|_?name_or_path|_commit_hash|torch_dtype|dtype|gradient_checkpointing"
     r"|_?attn_implementation(_autoset)?|use_cache|output_past|output_(attentions|hidden_states|scores)|(use_)?return_dict"
     r"|return_dict_in_generate|torchscript|use_bfloat16|tie_(encoder_decoder|word_embeddings)|finetuning_task"
-    r"|task_specific_params|problem_type|prefix|chunk_size_feed_forward|(bos|eos|sep|decoder_start)_token_id"
+    r"|task_specific_params|problem_type|prefix|chunk_size_feed_forward|(bos|eos|sep|decoder_start|unk|cls|mask)_token_id"
     r"|cross_attention_hidden_size|tokenizer_class|_?num_labels|id2label|label2id|classifier_dropout|directionality"
     r"|pooler_(fc_size|num_attention_heads|num_fc_layers|size_per_head|type)|tf_legacy_loss|language|max_length"
     r"|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_[kp]|typical_p"
@@ -85,8 +85,7 @@ class Contents:
         origins: format -> file -> the keys found there that we have no use for, written back for that format.
         unknown: keys, as "file: key", of which nobody can say whether they change the arithmetic.
         absent: parts of the model that the files hold only because the format must have them.
-        logit_order: for each of our logits the number of it in the files, -1 where they have none; empty where the
-            order is the same.
+        logit_order: for each of our logits the number of it in the files; empty where the order is the same.
         head_problem: why the head that the files name cannot be ours; empty where they name none.
         masked_words: whether the files name the head for masked words, and no other.
         remarks: lines for a report.
@@ -119,8 +118,8 @@ def some(names: Any, limit: int = 8) -> str:
     return (", ".join(names[:limit]) or "nothing") + more
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON file that holds an object, or a list where `kind` is `list`.
 
     Raises:
         CheckpointError: it cannot be read, is larger than 64 MB, or holds something else.
@@ -133,9 +132,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
+    if not isinstance(content, kind):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not {KINDS_OF_JSON[kind]}")
     return content
+
+
+KINDS_OF_JSON: dict[Any, str] = {dict: "an object", list: "a list"}
 
 
 def objects(file: Path, content: Mapping[str, Any], name: str, depth: int = 1) -> dict[str, Any]:
@@ -185,12 +187,15 @@ def is_cased(vocabulary: list[str]) -> bool:
 
 
 def text_config(
-    file: Path, encoder: EncoderConfig, do_lower_case: bool, flavour: str = "original", longest: int | None = None
+    file: Path, encoder: EncoderConfig, do_lower_case: bool, longest: int | None = None, **more: Any
 ) -> TextConfig:
-    """Text settings; `flavour` goes by the format; rows are as long as usual or `longest`, where the model allows."""
+    """Text settings; rows are as long as usual or `longest`, where the model allows.
+
+    Args:
+        more: further fields of `TextConfig`, such as the `flavour`, which goes by the format.
+    """
     length = min(longest or TextConfig().max_seq_length, encoder.max_positions)
-    values = {"do_lower_case": do_lower_case, "max_seq_length": length, "flavour": flavour}
-    return build(TextConfig, values, file)
+    return build(TextConfig, {"do_lower_case": do_lower_case, "max_seq_length": length, **more}, file)
 
 
 def build(kind: type[Any], values: dict[str, Any], file: Path) -> Any:
