@@ -26,6 +26,10 @@ _CHARACTERS = re.compile(
     rb'(?:\\(?:["\\/bfnrt]|u(?![dD][89abAB])[0-9a-fA-F]{4}|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})'
     rb'[^"\\\x00-\x1f]*)*'
 )
+_PLAIN_ITEMS = re.compile(
+    rb'(?:(?:-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17})?|"[^"\\\x00-\x1f]*"|true|false|null)'
+    rb"[ \t\r\n]*,[ \t\r\n]*){2,1000}"
+)
 _HEX = re.compile(rb"[0-9a-fA-F]{4}")
 _LITERALS = {b"t": (b"true", True), b"f": (b"false", False), b"n": (b"null", None)}
 _CLOSING = {b"]": "array", b"}": "object"}
@@ -117,6 +121,8 @@ class _Reader:
     def read(self) -> Any:
         while True:
             self._at = _SPACE.match(self._body, self._at).end()  # type: ignore[union-attr]
+            if self._state in ("array", "next item"):
+                self._take_plain_items()
             sign = self._body[self._at : self._at + 1]
             if sign in _CLOSING and self._state in (_CLOSING[sign], "item" if sign == b"]" else "member"):
                 value = self._close(sign)
@@ -131,6 +137,13 @@ class _Reader:
             if not self._open:
                 return value
             self._keep(value)
+
+    def _take_plain_items(self) -> None:
+        """Takes items that Python reads in the same way, and the commas behind them, in one go."""
+        while found := _PLAIN_ITEMS.match(self._body, self._at):
+            text = found[0].rstrip(b", \t\r\n").decode("utf-8", "surrogateescape")
+            self._open[-1][0].extend(_PLAIN.decode(f"[{text}]"))
+            self._state, self._at = "next item", found.end()
 
     def _enter(self, kind: str) -> None:
         if len(self._open) == _MAX_DEPTH:

@@ -40,7 +40,21 @@ NUMBERS = [
 ]
 # fmt: on
 NUMBERS += ["1" + "0" * zeros for zeros in (307, 308, 309)] + ["-1" + "0" * 310 + ".5", "0." + "0" * 30 + "1e330"]
-TEXTS = ["", "a", "b64", "x", "aGVsbG8=", "aGVs\\nbG8", "aGVsbG8 =", "a", r"\n\"\\\/", r"\u00e9", "é", r"\ud83d\ude00"]
+TEXTS = [
+    "",
+    "a",
+    "b64",
+    "x",
+    "aGVsbG8=",
+    "aGVs\\nbG8",
+    "aGVsbG8 =",
+    "aGVsbG8.",
+    "a",
+    r"\n\"\\\/",
+    r"\u00e9",
+    "é",
+    r"\ud83d\ude00",
+]
 ODD_TEXTS = [
     r"\ud83d",
     r"\ude00",
@@ -83,7 +97,7 @@ class Writer:
         return self.random.choice(SCALARS.get(kind, NUMBERS))
 
     def tensor(self, rank: int) -> str:
-        if rank == 0 or self.random.random() < 0.02:
+        if rank == 0 or self.random.random() < 0.05:
             return self.scalar()
         width = self.width if self.random.random() < 0.97 else self.random.randrange(4)
         return self.list([self.tensor(rank - 1) for _ in range(width)])

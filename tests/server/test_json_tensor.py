@@ -65,7 +65,7 @@ def test_j2_deep_nesting_under_a_key_that_nobody_reads_is_accepted():
 
 def test_j3_a_deeply_nested_signature_name_is_refused():
     with pytest.raises(RequestError, match="'signature_name' key must be a string value"):
-        signature_name(parse_document(f'{{"signature_name": {DEEP}}}'.encode()))
+        signature_name(parse_document(f'{{"signature_name": {DEEPER}}}'.encode()))
 
 
 def test_too_many_levels_are_refused(monkeypatch):
@@ -98,6 +98,7 @@ BROKEN = [
     ('{"a": 1 "b"}', 8, "Missing a comma or '}' after an object member."),
     ("]", 0, "Invalid value."),
     ("[nul]", 4, "Invalid value."),
+    ("[" + '1, "a,b", ' * 2500 + "x]", 25_001, "Invalid value."),
     ("[Infinit]", 8, "Invalid value."),
     ("[-]", 2, "Invalid value."),
     ("[01]", 2, "Missing a comma or ']' after an array element."),
