@@ -14,8 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 from training_step import (
-    DECAY,
-    RATE,
     SIZES,
     VOCABULARY,
     Peers,
@@ -26,6 +24,8 @@ from training_step import (
     garden_encoder,
     repeated,
     run,
+    torch_step,
+    transformers_config,
 )
 
 MASKED = 20
@@ -91,34 +91,20 @@ def hugging_face(gathered: bool) -> Callable[[str, int, str], Step]:
         import torch
         import transformers
 
-        layers, hidden, heads, inner, count = SIZES[size]
+        hidden, count = SIZES[size][1], SIZES[size][-1]
         ids, positions, words = (torch.tensor(x).long() for x in rows(count, length))
-        config = transformers.BertConfig(
-            vocab_size=VOCABULARY,
-            num_hidden_layers=layers,
-            hidden_size=hidden,
-            num_attention_heads=heads,
-            intermediate_size=inner,
-        )
-        model = transformers.BertForMaskedLM(config).train()
-        optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY, fused=True)
+        model = transformers.BertForMaskedLM(transformers_config(size)).train()
         labels = torch.full_like(ids, -100).scatter(1, positions, words)
         places = positions[..., None].expand(-1, -1, hidden)
 
-        def step() -> float:
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-                if gathered:
-                    logits = model.cls(model.bert(input_ids=ids).last_hidden_state.gather(1, places))
-                    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), words.flatten())
-                else:
-                    loss = model(input_ids=ids, labels=labels).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            return loss.item()
+        def loss_at_positions() -> Any:
+            logits = model.cls(model.bert(input_ids=ids).last_hidden_state.gather(1, places))
+            return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), words.flatten())
 
-        return step
+        def loss() -> Any:
+            return model(input_ids=ids, labels=labels).loss
+
+        return torch_step(model, loss_at_positions if gathered else loss, precision == "bfloat16")
 
     return build
 

@@ -155,37 +155,51 @@ def garden(size: str, length: int, precision: str) -> Step:
     return fitted(tf_keras, model, features, labels)
 
 
+def transformers_config(size: str, **others: Any) -> Any:
+    """The `transformers.BertConfig` of one of `SIZES`."""
+    import transformers
+
+    layers, hidden, heads, inner, _ = SIZES[size]
+    return transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        **others,
+    )
+
+
+def torch_step(model: Any, loss_of_batch: Callable[[], Any], autocast: bool) -> Step:
+    """A step of PyTorch on one batch: AdamW, and gradients clipped to a norm of 1."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY, fused=True)
+
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = loss_of_batch()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
 def hugging_face(pure: bool = False) -> Callable[[str, int, str], Step]:
     def build(size: str, length: int, precision: str) -> Step:
         import torch
         import transformers
 
-        layers, hidden, heads, inner, count = SIZES[size]
-        ids, mask, labels = (torch.tensor(x).long() for x in rows(count, length))
-        config = transformers.BertConfig(
-            vocab_size=VOCABULARY,
-            num_hidden_layers=layers,
-            hidden_size=hidden,
-            num_attention_heads=heads,
-            intermediate_size=inner,
-            num_labels=2,
-            attn_implementation="eager",
-        )
+        ids, mask, labels = (torch.tensor(x).long() for x in rows(SIZES[size][-1], length))
+        config = transformers_config(size, num_labels=2, attn_implementation="eager")
         model = transformers.BertForSequenceClassification(config).train()
         if pure:
             model = model.bfloat16()
-        optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY, fused=True)
-
-        def step() -> float:
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16" and not pure):
-                loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            return loss.item()
-
-        return step
+        autocast = precision == "bfloat16" and not pure
+        return torch_step(model, lambda: model(input_ids=ids, attention_mask=mask, labels=labels).loss, autocast)
 
     return build
 

@@ -6,19 +6,21 @@
     client = Client("http://localhost:8501", "bert")
     client.predict(["some text"])
 
+Bytes are sent as they are, arrays and numbers of NumPy as lists and numbers.
 REST needs the standard library alone; gRPC needs grpcio, and neither TensorFlow nor tensorflow-serving-api: the few
 messages are written and read here. Neither needs keras_bert, so the file may be copied into any project.
 Connection errors and answers 503 are tried again after a growing pause; nothing else is.
 """
 
 import argparse
+import base64
 import http.client
 import json
 import random
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -26,11 +28,11 @@ from urllib.parse import quote, urlsplit
 
 
 class ServingError(Exception):
-    """The server could not answer; the message is the server's."""
+    """The server could not answer (the message is the server's), or what it sent is no answer."""
 
 
 class BadRequest(ServingError):
-    """The request does not fit the model, or is too large; sending it again is of no use."""
+    """The request does not fit the model, or is too large, or cannot be sent; sending it again is of no use."""
 
 
 class NotFound(ServingError):
@@ -86,7 +88,7 @@ class Client:
         kind = _Grpc if parts.scheme == "grpc" else _Rest
         self._transport: _Rest | _Grpc = kind(parts, model, version)
 
-    def predict(self, instances: Sequence[Any], signature_name: str = "serving_default") -> list[Any]:
+    def predict(self, instances: Iterable[Any], signature_name: str = "serving_default") -> list[Any]:
         """One answer for each instance.
 
         An instance is the value of the only input (a text, say), or a dict of values by input name. An answer is
@@ -95,7 +97,13 @@ class Client:
         Raises:
             BadRequest, NotFound, Unavailable, Timeout: see there; ServingError: anything else.
         """
-        return self._patiently(lambda: self._transport.predict(instances, signature_name, self.timeout))
+        rows = _rows(instances)
+        if not isinstance(signature_name, str):
+            raise BadRequest(f"signature_name must be a string, got {signature_name!r}")
+        answers = self._patiently(lambda: self._transport.predict(rows, signature_name, self.timeout))
+        if not isinstance(answers, list) or len(answers) != len(rows):
+            raise ServingError(f"the server's answer does not have one entry for each of {len(rows)} instances")
+        return answers
 
     def ready(self) -> bool:
         """Is the model loaded, so that it would answer now?"""
@@ -114,6 +122,32 @@ class Client:
         return attempt()
 
 
+def _rows(instances: Any) -> list[Any]:
+    """The instances as lists, dicts, strings, bytes and numbers of Python."""
+    rows = None if isinstance(instances, str | bytes) else _plain(instances)
+    if not isinstance(rows, list):
+        raise BadRequest(f"instances must be a list, got {type(instances).__name__}; put a single one into a list")
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | bytes | bool | int | float):
+        return value
+    if isinstance(value, dict):
+        wrong = next((key for key in value if not isinstance(key, str)), None)
+        if wrong is not None:
+            raise BadRequest(f"the keys of an instance must be names of inputs, got {wrong!r}")
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    for convert in ("tolist", "numpy"):  # arrays and numbers of NumPy and its like, tensors of TensorFlow
+        if hasattr(value, convert):
+            return _plain(getattr(value, convert)())
+    if isinstance(value, Iterable):
+        return [_plain(item) for item in value]
+    raise BadRequest(f"a value of type {type(value).__name__} cannot be sent")
+
+
 class _Rest:
     def __init__(self, parts: Any, model: str, version: int | None) -> None:
         self._connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -121,14 +155,17 @@ class _Rest:
         at = "" if version is None else f"/versions/{version}"
         self._path = f"{parts.path.rstrip('/')}/v1/models/{quote(model, safe='')}{at}"
 
-    def predict(self, instances: Sequence[Any], signature_name: str, timeout: float) -> list[Any]:
-        document = {"signature_name": signature_name, "instances": list(instances)}
-        return self._ask("POST", ":predict", timeout, json.dumps(document).encode())["predictions"]
+    def predict(self, rows: list[Any], signature_name: str, timeout: float) -> Any:
+        document = {"signature_name": signature_name, "instances": rows}
+        answer = self._ask("POST", ":predict", timeout, json.dumps(document, default=_base64).encode())
+        if "predictions" not in answer:
+            raise ServingError("the server's answer has no predictions")
+        return answer["predictions"]
 
     def check(self, timeout: float) -> None:
         self._ask("GET", "/metadata", timeout)
 
-    def _ask(self, method: str, what: str, timeout: float, body: bytes | None = None) -> Any:
+    def _ask(self, method: str, what: str, timeout: float, body: bytes | None = None) -> dict[str, Any]:
         host, port = self._address
         connection = self._connect(host, port, timeout=timeout)
         try:
@@ -143,12 +180,19 @@ class _Rest:
             connection.close()
         try:
             answer = json.loads(content)
-        except ValueError:
-            answer = {"error": content[:200].decode("utf-8", "replace")}
+        except (ValueError, RecursionError):
+            answer = None
+        start = content[:200].decode("utf-8", "replace")
         if status != 200:
-            message = answer.get("error") if isinstance(answer, dict) else None
+            message = answer.get("error") if isinstance(answer, dict) else start
             raise HTTP_ERRORS.get(status, ServingError)(message or f"status {status}")
+        if not isinstance(answer, dict):
+            raise ServingError(f"{host}:{port} did not answer with a JSON object, but with {start!r}")
         return answer
+
+
+def _base64(value: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(value).decode()}
 
 
 class _Grpc:
@@ -164,21 +208,17 @@ class _Grpc:
         self._spec = _field(1, model.encode()) + number
         self._inputs: dict[str, dict[str, int]] = {}
 
-    def predict(self, instances: Sequence[Any], signature_name: str, timeout: float) -> list[Any]:
+    def predict(self, rows: list[Any], signature_name: str, timeout: float) -> Any:
         inputs = self._inputs_of(signature_name, timeout)
         only = next(iter(inputs)) if len(inputs) == 1 else ""
-        rows = [row if isinstance(row, dict) else {only: row} for row in instances]
+        rows = [row if isinstance(row, dict) else {only: row} for row in rows]
         if not rows or any(row.keys() != inputs.keys() for row in rows):
             raise BadRequest(f"there must be instances, each with the inputs {sorted(inputs)}")
         request = _field(1, self._spec + _field(3, signature_name.encode()))
         for name, kind in inputs.items():
             tensor = _write_tensor([row[name] for row in rows], kind)
             request += _field(2, _field(1, name.encode()) + _field(2, tensor))
-        answer = self._ask("Predict", request, timeout)
-        outputs = {name: _read_tensor(tensor) for name, tensor in _entries(answer, 1)}
-        if len(outputs) == 1:
-            return next(iter(outputs.values()))
-        return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
+        return _readable(_read_answer, self._ask("Predict", request, timeout))
 
     def check(self, timeout: float) -> bytes:
         request = _field(1, self._spec) + _field(2, b"signature_def")
@@ -187,12 +227,10 @@ class _Grpc:
     def _inputs_of(self, signature_name: str, timeout: float) -> dict[str, int]:
         """The inputs of a signature and the numbers of their types; asked for once."""
         if signature_name not in self._inputs:
-            packed = dict(_entries(self.check(timeout), 2))["signature_def"]  # a google.protobuf.Any
-            definitions = dict(_entries(dict(_fields(packed))[2], 1))
+            definitions = _readable(_read_signatures, self.check(timeout))
             if signature_name not in definitions:
                 raise BadRequest(f"the model has no signature {signature_name!r}; it has {sorted(definitions)}")
-            infos = _entries(definitions[signature_name], 1)
-            self._inputs[signature_name] = {name: dict(_fields(info))[2] for name, info in infos}
+            self._inputs[signature_name] = _readable(_read_inputs, definitions[signature_name])
         return self._inputs[signature_name]
 
     def _ask(self, method: str, request: bytes, timeout: float) -> bytes:
@@ -200,6 +238,30 @@ class _Grpc:
             return self._call(f"/tensorflow.serving.PredictionService/{method}")(request, timeout=timeout)
         except self._error as error:
             raise GRPC_ERRORS.get(error.code().name, ServingError)(error.details()) from error
+
+
+def _readable(read: Callable[[bytes], Any], message: bytes) -> Any:
+    """What `read` finds in a message of the server."""
+    try:
+        return read(message)
+    except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
+        raise ServingError(f"the server's answer cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _read_answer(message: bytes) -> Any:
+    outputs = {name: _read_tensor(tensor) for name, tensor in _entries(message, 1)}
+    if len(outputs) == 1:
+        return next(iter(outputs.values()))
+    return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
+
+
+def _read_signatures(message: bytes) -> dict[str, bytes]:
+    packed = dict(_entries(message, 2))["signature_def"]  # a google.protobuf.Any
+    return dict(_entries(dict(_fields(packed))[2], 1))
+
+
+def _read_inputs(signature: bytes) -> dict[str, int]:
+    return {name: dict(_fields(info))[2] for name, info in _entries(signature, 1)}
 
 
 # === Protocol buffers: as much as Predict needs ===
@@ -269,13 +331,15 @@ def _write_tensor(values: list[Any], kind: int) -> bytes:
         shape.append(len(first))
         first = first[0] if first else None
     leaves = list(_flat(values, shape))
+    if kind != STRING and kind not in NUMBERS:
+        raise BadRequest(f"inputs of TensorFlow's type {kind} cannot be sent")
     dims = b"".join(_field(2, _number(1, size)) for size in shape)
     tensor = _number(1, kind) + _field(2, dims)
     try:
         if kind == STRING:
             return tensor + b"".join(_field(8, v if isinstance(v, bytes) else v.encode()) for v in leaves)
         return tensor + _field(4, struct.pack(f"<{len(leaves)}{NUMBERS[kind]}", *leaves))
-    except (struct.error, AttributeError) as error:
+    except (struct.error, AttributeError, OverflowError, UnicodeEncodeError) as error:
         raise BadRequest(f"a value is of the wrong type for the input ({error})") from error
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_bert import rules
 from keras_bert.checkpoints import checkpoints
+from keras_bert.checkpoints.formats.sentence_transformers import PROMPTS_FILE
 from keras_bert.config import (
     TASKS,
     DataConfig,
@@ -20,7 +21,9 @@ from keras_bert.config import (
     FinetuneConfig,
     HeadConfig,
     OptimizerConfig,
+    TextConfig,
     TrainConfig,
+    VectorConfig,
     WindowConfig,
     choose,
     from_dict,
@@ -41,8 +44,10 @@ from keras_bert.text.text import Text
 from keras_bert.text.vocabulary import MASK
 from keras_bert.text.wordpiece import WordPiece
 from keras_bert.training import loop
+from keras_bert.training.doors import Doors, no_trick
 from keras_bert.training.finetune import Result, fit
 from keras_bert.training.states import locked
+from keras_bert.training.step import Trainer
 
 
 class Bert:
@@ -63,6 +68,7 @@ class Bert:
         data: the columns that the `keras-bert` commands read.
         windows: how long texts are read, where a call does not say.
         report: what loading filled, and what it left new.
+        columns_open: whether it is a published model that does not say whether it reads pairs.
         others: further networks, with whose scores those of `network` are averaged.
     """
 
@@ -71,11 +77,13 @@ class Bert:
     ) -> None:
         self.text, self.network = text, network
         self.data = data or DataConfig()
+        self.columns_open = False
         config = network.head.config
         if config.single and self.data.text_pair_column:
             raise ConfigError(f"{config.task} reads single texts; leave text_pair_column empty")
         if config.paired and not self.data.text_pair_column:
             self.data = dataclasses.replace(self.data, text_pair_column="text_pair")
+        checkpoints.check_segments(network.encoder.config, config, self.data)
         self.windows = windows or network.head.windows(text.config.max_seq_length)
         self.report: checkpoints.Report | None = None
         self.others: tuple[Network, ...] = ()
@@ -94,6 +102,8 @@ class Bert:
         windows: dict[str, Any] | None = None,
         reinit_layers: int = 0,
         new_head: bool = False,
+        drop: str = "",
+        keep_keys: Sequence[str] = (),
         **text: Any,
     ) -> "Bert":
         """A pretrained encoder with a new head for `task`.
@@ -104,26 +114,36 @@ class Bert:
                 or "embed", which are what a pretrained checkpoint knows by itself.
             labels: values of the label, in the order of class ids; types of entities for "tag"; none for the others.
             seed: of the head's initial weights.
-            head: further fields of `HeadConfig`, such as `{"version_2_with_negative": True}`.
+            head: further fields of `HeadConfig`, such as `{"version_2_with_negative": True}`. For "embed" and
+                "similarity" pooling, dense layers, normalization and prompts are those of the checkpoint otherwise.
             windows: fields of `WindowConfig`, to read long texts otherwise than the head does by itself.
             reinit_layers: how many of the top layers start anew, and the pooler with them (Zhang et al. 2021,
                 https://arxiv.org/abs/2006.05987).
             new_head: of a run, take the encoder and the pooler only, whatever it was trained for (two-stage
                 fine-tuning, Phang et al. 2018, https://arxiv.org/abs/1811.01088).
+            drop: pattern of names of tensors that the model does not need and may be left out.
+            keep_keys: unknown keys of the checkpoint's settings that are known to leave the arithmetic alone.
             text: fields of `TextConfig` to take instead of the checkpoint's, such as `max_seq_length=256`; None
-                asks the checkpoint. Its own are 128 tokens (384 for "span") and the case of its tokenizer, or of its
-                vocabulary.
+                asks the checkpoint. Its own are 128 tokens (384 for "span"; what `modules.json` of
+                sentence-transformers leads to) and the case of its tokenizer, or of its vocabulary.
 
         Raises:
             CheckpointError: the directory has no checkpoint, or it does not fit. Without `new_head`, a run of ours
                 must have been trained for the same task and labels.
             ConfigError: the labels do not suit the task, or the model has too few positions.
         """
-        checkpoint, kind = checkpoints.open_checkpoint(path), choose(HEADS, task, "task")
-        if new_head or choose(TASKS, task, "task").encoder_only:
+        found, kind = checkpoints.open_checkpoint(path, keep_keys), choose(HEADS, task, "task")
+        checkpoint, vectors = found, vector_settings(found, task)
+        encoder_only = [task, checkpoint.head.task] if checkpoint.head else [task]
+        if new_head or any(choose(TASKS, one, "task").encoder_only for one in encoder_only):
             checkpoint = dataclasses.replace(checkpoint, contents=dataclasses.replace(checkpoint.contents, head=None))
         fields: dict[str, Any] = {"task": task, "labels": list(map(str, labels)), "dropout": dropout}
-        config = from_dict(HeadConfig, fields | kind.settings(checkpoint.vocabulary) | (head or {}))
+        if checkpoint.head is not None and (checkpoint.head.task, list(checkpoint.head.labels)) == (
+            task,
+            fields["labels"],
+        ):
+            fields |= {name: getattr(checkpoint.head, name) for name in ("tags",) if hasattr(checkpoint.head, name)}
+        config = from_dict(HeadConfig, fields | kind.settings(checkpoint.vocabulary) | vectors | (head or {}))
         if checkpoint.head is not None and (checkpoint.head.task, checkpoint.head.labels) != (
             config.task,
             config.labels,
@@ -135,12 +155,12 @@ class Bert:
             )
         mask = kind.attention_mask or checkpoint.encoder.attention_mask
         network = Network(dataclasses.replace(checkpoint.encoder, attention_mask=mask), config)
-        if network.head.max_seq_length and checkpoint.head is None and text.get("max_seq_length") is None:
-            text["max_seq_length"] = min(network.head.max_seq_length, checkpoint.encoder.max_positions)
+        if checkpoint.head is None and text.get("max_seq_length") is None:
+            text["max_seq_length"] = usual_length(network.head, found)
         bert = cls(Text(checkpoint.vocabulary, checkpoints.text_config(checkpoint, text)), network, data)
         bert.windows = from_dict(WindowConfig, to_dict(bert.windows) | (windows or {}))
         fresh = starting_anew(checkpoint.encoder, reinit_layers)
-        report = checkpoints.load(bert.network, checkpoint, NEW_HEAD if new_head else ((".*", False),))
+        report = checkpoints.load(bert.network, checkpoint, NEW_HEAD if new_head else ((".*", False),), drop)
         anew, filled = (tuple(p for p in report.filled if rules.match(fresh, p) == new) for new in (True, False))
         bert.report = dataclasses.replace(report, filled=filled, anew=anew)
         if kind.pretrained_head and report.new:
@@ -152,21 +172,44 @@ class Bert:
         return bert
 
     @classmethod
-    def load(cls, path: str | Path) -> "Bert":
-        """A model that was saved with `save`, or the best epoch of a `keras-bert finetune` run.
+    def load(
+        cls,
+        path: str | Path,
+        task: str = "",
+        labels: Sequence[str] = (),
+        data: DataConfig | None = None,
+        drop: str = "",
+        keep_keys: Sequence[str] = (),
+        head: dict[str, Any] | None = None,
+        **text: Any,
+    ) -> "Bert":
+        """A model with the head that it has: of `save`, of a `keras-bert finetune` run, or published by others.
+
+        Args:
+            path: directory of any checkpoint, or the name of a published one.
+            task, labels: what the head of a published checkpoint is for, and the names of its logits in their order,
+                where its files do not say.
+            data: the columns of files, if they are other than it says. A published checkpoint that does not say whether
+                it reads pairs is asked with or without `text_pairs`.
+            drop, keep_keys: see `from_checkpoint`.
+            head: fields of its `HeadConfig` to take instead of the checkpoint's.
+            text: fields of `TextConfig` to take instead of the checkpoint's.
 
         Raises:
-            CheckpointError: the directory holds no model of ours, or it is damaged.
+            CheckpointError: the directory holds no trained head, or it is damaged.
+            ConfigError: task, labels or settings do not fit what it holds.
         """
-        checkpoint = checkpoints.open_checkpoint(path)
-        if checkpoint.head is None or checkpoint.data is None:
-            raise CheckpointError(
-                f"{path}: a {checkpoint.format} checkpoint has no trained head; fine-tune it first "
-                "(`keras-bert finetune`, or Bert.from_checkpoint and fit)"
-            )
-        network = Network(checkpoint.encoder, checkpoint.head)
-        bert = cls(Text(checkpoint.vocabulary, checkpoint.text), network, checkpoint.data, checkpoint.contents.windows)
-        bert.report = checkpoints.load(bert.network, checkpoint)
+        found = checkpoints.open_checkpoint(path, keep_keys)
+        if found.contents.masked_words and not task and not labels:
+            return cls.from_checkpoint(path, task="fill_mask", head=head, drop=drop, keep_keys=keep_keys, **text)
+        checkpoint = checkpoints.as_trained(found, task, labels, data)
+        config = from_dict(HeadConfig, to_dict(checkpoint.head) | (head or {}))
+        checkpoint = dataclasses.replace(checkpoint, contents=dataclasses.replace(checkpoint.contents, head=config))
+        network = Network(checkpoint.encoder, config)
+        layer = Text(checkpoint.vocabulary, checkpoints.text_config(checkpoint, text))
+        bert = cls(layer, network, checkpoint.data, checkpoint.contents.windows)
+        bert.columns_open = found.contents.data is None and data is None
+        bert.report = checkpoints.load(bert.network, checkpoint, drop=drop)
         return bert
 
     @property
@@ -201,6 +244,7 @@ class Bert:
         progress: Any = sys.stderr,
         finetune: FinetuneConfig | None = None,
         choices: Sequence[Sequence[str]] | None = None,
+        trick: Callable[[Trainer], Doors] = no_trick,
     ) -> Result:
         """Fine-tune the whole network; afterwards it has the weights of the best epoch.
 
@@ -218,6 +262,7 @@ class Bert:
             finetune: smoothed and weighted labels, early stopping; see `FinetuneConfig`, whose `reinit_layers` is a
                 matter of `from_checkpoint`.
             choices: n lists of strings, of "choice".
+            trick: changes the step, see `training.doors`.
 
         Raises:
             DataError: a text that is no string, a label that is missing, unknown or no number, no rows, or
@@ -226,8 +271,7 @@ class Bert:
         """
         self._check_trainable()
         config = config or TrainConfig()
-        if text_pairs is not None and not self.pair and not self.head.config.single:
-            self.data = dataclasses.replace(self.data, text_pair_column="text_pair")
+        self._read_pairs(text_pairs)
         rows = self._rows(texts, labels, text_pairs, choices)
         train = self.examples(rows)
         if evaluation is None:
@@ -239,7 +283,14 @@ class Bert:
         with locked(folder) if folder else contextlib.nullcontext():
             keeping = loop.Keeping(folder)
             optimizer = optimizer or OptimizerConfig()
-            return self.fit_rows(train, held_out, config, optimizer, keeping, progress, finetune=finetune)
+            return self.fit_rows(train, held_out, config, optimizer, keeping, progress, finetune=finetune, trick=trick)
+
+    def _read_pairs(self, text_pairs: Sequence[str] | None) -> None:
+        """Make it a model of pairs, if it is asked with pairs and may be one."""
+        if text_pairs is not None and not self.pair and not self.head.config.single:
+            data = dataclasses.replace(self.data, text_pair_column="text_pair")
+            checkpoints.check_segments(self.network.encoder.config, self.head.config, data)
+            self.data, self._answer = data, {}
 
     def _check_trainable(self) -> None:
         """Raises ConfigError if fine-tuning cannot train the task."""
@@ -256,6 +307,7 @@ class Bert:
         progress: Any,
         say: loop.Say | None = None,
         finetune: FinetuneConfig | None = None,
+        trick: Callable[[Trainer], Doors] = no_trick,
     ) -> Result:
         """`fit` for rows of files, with the columns named by `data`, or for what `examples` made of them.
 
@@ -294,6 +346,7 @@ class Bert:
             progress,
             self.windows,
             finetune,
+            trick,
         )
         self._answer = {}
         return result
@@ -370,6 +423,8 @@ class Bert:
         choices: Sequence[Sequence[str]] | None = None,
     ) -> dict[str, np.ndarray]:
         """What `served.Served.answer` gives for the texts, as NumPy arrays with one row a text, in their order."""
+        if self.columns_open:
+            self._read_pairs(text_pairs)
         return self.arrays_of(Examples(self._texts(texts, text_pairs, choices)), batch_size, progress, windows)
 
     def arrays_of(
@@ -383,11 +438,20 @@ class Bert:
         back = np.argsort(np.concatenate(numbers), kind="stable")
         return {name: np.concatenate([p[name] for p in parts])[back] for name in parts[0]}
 
-    def embed(self, texts: Sequence[str], batch_size: int = 64, progress: Any = None) -> np.ndarray:
-        """A vector of each text, float32 `[n, E]`: what the signature `embedding` gives."""
-        self._has("embedding")
+    def embed(
+        self, texts: Sequence[str], batch_size: int = 64, progress: Any = None, kind: str = "embedding"
+    ) -> np.ndarray:
+        """A vector of each text, float32 `[n, E]`: what the signature `embedding` gives.
+
+        Args:
+            kind: "query" or "document" for the signature of that name, with the model's prompt for it.
+
+        Raises:
+            ConfigError: the model has no such signature.
+        """
+        self._has(kind)
         rows: dict[int, np.ndarray] = {}
-        for batch, answer in self._asked("embedding", Examples((strings("texts", texts),)), batch_size, progress):
+        for batch, answer in self._asked(kind, Examples((strings("texts", texts),)), batch_size, progress):
             rows |= dict(zip(batch.tolist(), answer["embedding"], strict=True))
         return np.stack([rows[i] for i in range(len(rows))]) if rows else answer["embedding"]
 
@@ -406,6 +470,36 @@ class Bert:
                 pieces_read = [piece.decode("utf-8") for piece in pieces if piece]
                 tokens[i] = pieces_read, vectors[: len(pieces_read)].copy()
         return [tokens[i] for i in range(len(tokens))]
+
+    def rerank(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[tuple[int, float]]]:
+        """For each query the numbers of its documents from the best to the worst, with their scores.
+
+        Raises:
+            ConfigError: the model does not give a score to pairs of texts.
+            DataError: a query or document is no string, or there are not as many lists of documents as queries.
+        """
+        given = strings("queries", queries), [strings(f"documents[{i}]", row) for i, row in enumerate(documents)]
+        if len(given[0]) != len(given[1]):
+            raise DataError(f"{len(given[0])} queries but {len(given[1])} lists of documents; each query needs one")
+        if self.columns_open:
+            self._read_pairs(given[0])
+        ask = self._signature("rerank", self.windows)
+        found = []
+        for query, row in zip(*given, strict=True):
+            answer = ask(encoded([query]), np.array([encoded(row)]) if row else np.zeros((1, 0), "S1"))
+            both = zip(answer["indices"][0].numpy().tolist(), answer["scores"][0].numpy().tolist(), strict=True)
+            found.append([(number, score) for number, score in both if number >= 0])
+        return found
+
+    def _signature(self, name: str, windows: WindowConfig) -> Any:
+        """A signature of the model as a function; raises ConfigError if it has none of this name."""
+        if (windows, name) not in self._answer:
+            served = Served(self.text, self.network, self.pair, windows, self.others)
+            made = signatures_of(served)
+            if name not in made:
+                raise ConfigError(f"this model for {self.head.config.task} has no signature {name}; {NEEDED.get(name)}")
+            self._answer[windows, name] = made[name]
+        return self._answer[windows, name]
 
     def _has(self, name: str) -> None:
         """Raises ConfigError where the model has no signature of this name."""
@@ -427,10 +521,7 @@ class Bert:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         windows = windows or self.windows
-        if (windows, name) not in self._answer:
-            served = Served(self.text, self.network, self.pair, windows, self.others)
-            self._answer[windows, name] = signatures_of(served)[name]
-        asked = self._answer[windows, name]
+        asked = self._signature(name, windows)
         with Progress("predict", len(examples), progress) as bar:
             segments = examples.columns
             for batch in self._batches(examples, batch_size, windows) or [np.zeros(0, np.int64)]:
@@ -535,9 +626,23 @@ class Ensemble(Bert):
         raise ConfigError(f"{1 + len(self.others)} models cannot be saved as one; save each of them")
 
 
+PROMPTS = "give query_prompt or document_prompt, which its files do not name"
+NEEDED = {"query": PROMPTS, "document": PROMPTS, "rerank": "it takes the task regress on pairs of texts"}
+"""What a model lacks that has no signature of this name."""
+
+
+def usual_length(head: Head, checkpoint: checkpoints.Checkpoint) -> int | None:
+    """Longest row in tokens of a new head; None for that of the checkpoint."""
+    if head.max_seq_length:
+        return min(head.max_seq_length, checkpoint.encoder.max_positions)
+    said = checkpoint.contents.head  # asked without training, it reads rows as long as the model can
+    trainable = checkpoint.head is None and said is not None and not said.untrainable
+    return min(TextConfig().max_seq_length, checkpoint.text.max_seq_length) if trainable else None
+
+
 def wordpiece(text: Text) -> WordPiece:
     """The tokenizer of a text layer in plain Python, which knows masks."""
-    return WordPiece(text.vocabulary, text.config.do_lower_case, text.config.flavour, (MASK,))
+    return WordPiece(text.vocabulary, special_tokens=(MASK,), **text.config.tokenizer)
 
 
 def strings(name: str, values: Sequence[str]) -> list[str]:
@@ -566,15 +671,36 @@ NEW_HEAD: rules.Rules[bool] = (
 """Which weights of a run are not read if it gets a new head: those that only its task has."""
 
 
+def vector_settings(checkpoint: checkpoints.Checkpoint, task: str) -> dict[str, Any]:
+    """How a checkpoint makes the vector of a text, as fields of a head for `task`; nothing where either has none.
+
+    Raises:
+        CheckpointError: the task compares vectors by their cosine, and the checkpoint in another way.
+    """
+    found = checkpoint.vectors
+    if found is None or not issubclass(choose(TASKS, task, "task"), VectorConfig):
+        return {}
+    said = checkpoint.contents.origin("sentence_transformers", PROMPTS_FILE).get("similarity_fn_name")
+    usual = ("cosine", "dot", None) if found.normalize else ("cosine", None)
+    if task == "similarity" and said not in usual:
+        raise CheckpointError(
+            f"{checkpoint.path}: similarity_fn_name {said!r} is not supported; similarity is the cosine; the task "
+            "embed gives the vectors"
+        )
+    names = [f.name for f in dataclasses.fields(VectorConfig) if f.name not in ("task", "labels", "dropout")]
+    return {name: value for name, value in to_dict(found).items() if name in names}
+
+
 def starting_anew(encoder: EncoderConfig, layers: int) -> list[tuple[str, bool]]:
     """Which weights do not come from a checkpoint, by weight path: those of the top layers, if any, and of the pooler.
 
     Raises:
         ConfigError: the encoder has fewer layers.
     """
-    if layers > encoder.num_layers:
-        raise ConfigError(f"reinit_layers {layers} is more than the {encoder.num_layers} layers of the model")
-    top = [(rf"(^|/)encoder/block_{i}/", True) for i in range(encoder.num_layers - layers, encoder.num_layers)]
+    blocks = encoder.num_blocks
+    if layers > blocks:
+        raise ConfigError(f"reinit_layers {layers} is more than the {blocks} layers of the model")
+    top = [(rf"(^|/)encoder/block_{i}/", True) for i in range(blocks - layers, blocks)]
     return [*top, (r"(^|/)pooler/", layers > 0), (".*", False)]
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ import numpy as np
 from safetensors import SafetensorError
 
 from keras_bert.checkpoints import formats, hub
-from keras_bert.checkpoints.checkpoints import open_checkpoint
+from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint, with_head
 from keras_bert.checkpoints.formats import FORMATS, Format, Match, extra
 from keras_bert.checkpoints.formats.settings import Contents, some
 from keras_bert.checkpoints.formats.table import entries
-from keras_bert.config import choose
+from keras_bert.config import DataConfig, EncoderConfig, choose
 from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.model.shapes import of_objective, parts, shapes, with_pretraining
 
@@ -42,9 +42,11 @@ class Changes:
         do_lower_case: instead of what the source says or its vocabulary shows.
         num_segments: rows of the segment table. New ones are copies of the last: a further text is first taken as the
             second one was, and training tells them apart.
-        max_positions: rows of the position table. New ones repeat the old ones from the first on, as Beltagy et al.
-            2020 (https://arxiv.org/abs/2004.05150) found to work: neighbours keep the relation they were trained with
-            everywhere but at the seams.
+        max_positions: rows of the position table.
+        extend_positions: where the new ones come from, a name of `EXTENSIONS`.
+        task, labels: what the head of the source is for, and the names of its logits in their order, where its files
+            do not say.
+        text_pair_column: column of the second text, if the head reads pairs and the files do not say so.
         drop: pattern of names of tensors in the source that may be left out.
         keep_keys: unknown keys of the source's settings that are known to leave the arithmetic alone.
     """
@@ -53,6 +55,10 @@ class Changes:
     do_lower_case: bool | None = None
     num_segments: int | None = None
     max_positions: int | None = None
+    extend_positions: str = "tile"
+    task: str = ""
+    labels: Sequence[str] = ()
+    text_pair_column: str = ""
     drop: str = ""
     keep_keys: Sequence[str] = ()
 
@@ -122,7 +128,7 @@ def convert(
         remarks = write(folder, target, contents, weights)
         again = read_back(folder, target_path, target, contents, weights, verify)
         if verify:
-            check_loads(folder, target_path)
+            check_loads(folder, target_path, carried(contents))
     return Conversion(
         source.name,
         target.name,
@@ -137,20 +143,82 @@ def match(path: Path, from_format: str | None, changes: Changes) -> tuple[Format
     """Open the source and match its tensors with our weights.
 
     Raises:
-        CheckpointError: see `formats.match`; or a key of its settings is unknown.
+        CheckpointError: see `formats.read` and `formats.match`.
     """
     try:
-        source, contents = formats.read(path, from_format)
+        source, contents = formats.read(path, from_format, changes.keep_keys)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    unknown = [key for key in contents.unknown if key.rpartition(": ")[2] not in changes.keep_keys]
-    if unknown:
-        names = ",".join(key.rpartition(": ")[2] for key in unknown)
-        raise CheckpointError(
-            f"{path}: unknown keys, which may change what the model computes: {'; '.join(unknown[:5])}"
-            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; --keep_keys={names} if they do not"
-        )
+    contents = with_said(Checkpoint(path, source.name, contents), changes)
     return source, formats.match(path, source, contents, changes.drop)
+
+
+def with_said(found: Checkpoint, changes: Changes) -> Contents:
+    """What a source says, with what the caller says of its head.
+
+    Raises:
+        CheckpointError: see `checkpoints.with_head`.
+        ConfigError: likewise; or the source says it itself.
+    """
+    contents = found.contents
+    if changes.task or changes.labels:
+        if found.head is not None:
+            raise ConfigError(
+                f"{found.path}: has a task and labels of its own; the flags are for published checkpoints"
+            )
+        contents = with_head(found, changes.task, tuple(changes.labels))
+    if not changes.text_pair_column:
+        return contents
+    if contents.head is None or contents.head.single:
+        raise ConfigError(f"{found.path}: has no head that reads pairs; leave text_pair_column empty")
+    columns = dataclasses.replace(contents.data or DataConfig(), text_pair_column=changes.text_pair_column)
+    return dataclasses.replace(contents, data=columns)
+
+
+# === Longer tables ===
+
+
+def last_again(table: np.ndarray, rows: int) -> np.ndarray:
+    """`[n, D]` -> `[rows, D]`: new rows are copies of the last."""
+    return table[np.minimum(np.arange(rows), len(table) - 1)]
+
+
+def tile(table: np.ndarray, rows: int) -> np.ndarray:
+    """Rows repeat from the first on (Longformer, Beltagy et al. 2020, https://arxiv.org/abs/2004.05150).
+
+    Neighbours keep the relation they were trained with everywhere but at the seams.
+    """
+    return table[np.arange(rows) % len(table)]
+
+
+def hierarchical(table: np.ndarray, rows: int, alpha: float = 0.4) -> np.ndarray:
+    """Row i of n is made of those of i // n and i % n (Su, https://kexue.fm/archives/7947); the first n stay.
+
+    Raises:
+        ConfigError: more than n * n rows.
+    """
+    n, i = len(table), np.arange(rows)
+    if rows > n * n:
+        raise ConfigError(f"{n} positions give at most {n * n}")
+    base = (table.astype(np.float64) - alpha * table[:1]) / (1 - alpha)
+    made = alpha * base[i // n] + (1 - alpha) * base[i % n]
+    return np.concatenate([table, made[n:]])
+
+
+def interpolate(table: np.ndarray, rows: int) -> np.ndarray:
+    """Rows in between, on straight lines: the first and the last stay, and all others move closer together."""
+    places = np.arange(rows) * ((len(table) - 1) / max(rows - 1, 1))
+    low = np.floor(places).astype(int)
+    high, share = np.minimum(low + 1, len(table) - 1), (places - low)[:, None]
+    return table[low] * (1 - share) + table[high] * share
+
+
+EXTENSIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "tile": tile,
+    "hierarchical": hierarchical,
+    "interpolate": interpolate,
+}
+"""Where the new rows of a longer table of positions come from: `(table [n, D], rows)` -> `[rows, D]`."""
 
 
 def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Contents, Weights]:
@@ -165,9 +233,10 @@ def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Cont
 
         choose(ACTIVATIONS, changes.activation, "activation")
         encoder = dataclasses.replace(encoder, activation=changes.activation)
-    for field, path, grown in (
-        ("num_segments", "encoder/segments/embeddings", lambda table, rows: table[np.minimum(rows, len(table) - 1)]),
-        ("max_positions", "encoder/positions/embeddings", lambda table, rows: table[rows % len(table)]),
+    extension = choose(EXTENSIONS, changes.extend_positions, "extension of positions")
+    for field, path, extended, how in (
+        ("num_segments", "encoder/segments/embeddings", last_again, "are copies of the last row"),
+        ("max_positions", "encoder/positions/embeddings", extension, f"made as {changes.extend_positions} says"),
     ):
         wanted, there = getattr(changes, field), getattr(encoder, field)
         if wanted is None or wanted == there:
@@ -179,9 +248,11 @@ def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Cont
         if path not in weights:
             raise ConfigError(f"{field}: the model has no such table")
         encoder = dataclasses.replace(encoder, **{field: wanted})
-        weights[path] = np.ascontiguousarray(grown(weights[path], np.arange(wanted)))
-        how = "copies of the last row" if field == "num_segments" else "the old rows from the first on"
-        remarks.append(f"{path}: {there} rows grown to {wanted}, the new ones {how}")
+        try:
+            weights[path] = np.ascontiguousarray(extended(weights[path], wanted).astype(np.float32))
+        except ConfigError as error:
+            raise ConfigError(f"{field} {wanted}: {error}") from error
+        remarks.append(f"{path}: {there} rows grown to {wanted}, {how}")
     text = contents.text
     if changes.do_lower_case is not None:
         text = dataclasses.replace(text, do_lower_case=changes.do_lower_case)
@@ -189,14 +260,13 @@ def change(contents: Contents, weights: Weights, changes: Changes) -> tuple[Cont
     return dataclasses.replace(contents, encoder=encoder, text=text, remarks=tuple(remarks)), weights
 
 
-USUAL: dict[str, Any] = {
-    "positions": "absolute",
-    "attention_mask": "bidirectional",
-    "head_dim": 0,
-    "layer_heads": (),
-    "layer_units": (),
-}
-"""Settings of an encoder that other formats than ours do not have, and the values that stand for theirs."""
+EVERYWHERE = (
+    *("vocab_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_positions", "num_segments"),
+    *("activation", "hidden_dropout", "attention_dropout", "layer_norm_epsilon", "initializer_range", "pad_token_id"),
+)
+"""Settings of an encoder that every format has."""
+USUAL: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(EncoderConfig) if f.name not in EVERYWHERE}
+"""The other settings, and the values with which a model is a BERT, which every format can hold."""
 USUAL_OF_HEADS: dict[str, Any] = {"layers": "last", "head_lstm": 0, "pooling": ""}
 
 
@@ -251,7 +321,7 @@ def check_model(path: Path, contents: Contents, weights: Weights) -> None:
         raise CheckpointError(f"{path}: no network can be made of it: {error}") from error
 
 
-def check_loads(folder: Path, name: Path) -> None:
+def check_loads(folder: Path, name: Path, keep_keys: Sequence[str]) -> None:
     """Load what was written as a user will: a run of ours with its head, anything else as an encoder.
 
     Raises:
@@ -260,13 +330,18 @@ def check_loads(folder: Path, name: Path) -> None:
     from keras_bert.bert import Bert
 
     try:
-        if open_checkpoint(folder).head is None:
-            Bert.from_checkpoint(folder, task="embed")
+        if open_checkpoint(folder, keep_keys).head is None:
+            Bert.from_checkpoint(folder, task="embed", keep_keys=keep_keys)
         else:
             Bert.load(folder)
     except (CheckpointError, ConfigError, DataError) as error:
         reason = str(error).replace(str(folder), str(name))
         raise CheckpointError(f"{name}: does not load: {reason}; nothing was written") from error
+
+
+def carried(contents: Contents) -> list[str]:
+    """The keys that are written back into the files of their formats; unknown ones among them were accepted."""
+    return [key for files in contents.origins.values() for keys in files.values() for key in keys]
 
 
 def write(folder: Path, target: Format, contents: Contents, weights: Weights) -> list[str]:
@@ -277,7 +352,9 @@ def write(folder: Path, target: Format, contents: Contents, weights: Weights) ->
     """
     there = parts_of(contents, weights)
     known = with_pretraining(contents.encoder, contents.head)
-    inside = {path for part in target.holds(contents, there) for path in known[part]}
+    task = "" if contents.head is None else contents.head.task
+    held = (path for part in target.holds(contents, there) for path in known[part])
+    inside = {path for path in held if target.table(path, task)}
     if target is formats.ours.FORMAT:
         inside |= weights.keys()
     beside = {path: value for path, value in weights.items() if path not in inside}
@@ -324,16 +401,25 @@ def parts_of(contents: Contents, weights: Weights) -> set[str]:
     return {part for part, paths in known.items() if weights.keys() & paths.keys()}
 
 
-def read_back(folder: Path, name: Path, target: Format, contents: Contents, weights: Weights, every_bit: bool) -> Match:
+def read_back(
+    folder: Path,
+    name: Path,
+    target: Format,
+    contents: Contents,
+    weights: Weights,
+    every_bit: bool,
+) -> Match:
     """Open what was written and compare its settings, vocabulary and names, and where asked all bits of the weights.
 
     Raises:
         CheckpointError: anything differs.
     """
-    found, again = formats.read(folder)
+    found, again = formats.read(folder, keep_keys=carried(contents))
     matched = formats.match(folder, found, again)
-    fields = ("encoder", "text", "vocabulary", "head", "data", "windows", "notes")
+    fields = ("encoder", "text", "vocabulary", "head", "windows", "notes")
     differing = [field for field in fields if getattr(matched.contents, field) != getattr(contents, field)]
+    if contents.head is not None and (matched.contents.data or DataConfig()) != (contents.data or DataConfig()):
+        differing.append("data")
     differing += sorted(weights.keys() ^ matched.rows.keys())
     if every_bit and not differing:
         values = formats.read_weights(folder, matched)

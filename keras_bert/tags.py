@@ -1,6 +1,7 @@
 """Tags of words as files write them, and the entities that they say."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 Span = tuple[int, int, str]
 """Start, end, and the type."""
@@ -32,13 +33,49 @@ def tags_of(types: Sequence[str]) -> tuple[str, ...]:
     return ("O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI"))
 
 
-def types_of(tags: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The types that a row of logits is for, and the number in `tags` of each tag of `tags_of`.
+@dataclass(frozen=True)
+class Reading:
+    """What the tags of a published head say.
 
-    The numbers are empty where the order is the same, and both are empty where `tags` are not exactly such tags.
+    Attributes:
+        numbers: of each tag its number in `tags_of(keys)`; several tags may have the same.
+        keys: what tags of one entity share.
+        types: the type of entities that each key is shown as.
     """
-    types = tuple(dict.fromkeys(tag[2:] for tag in tags if tag[:2] in ("B-", "I-")))
-    ours = tags_of(types)
-    if sorted(ours) != sorted(tags) or "" in types:
-        return (), ()
-    return types, () if ours == tuple(tags) else tuple(tags.index(tag) for tag in ours)
+
+    numbers: tuple[int, ...]
+    keys: tuple[str, ...]
+    types: tuple[str, ...]
+
+
+def read_tags(tags: Sequence[str], join: bool = False) -> Reading:
+    """How to read tags of any scheme.
+
+    As in transformers' pipeline with `aggregation_strategy="first"`, a tag that begins with neither B- nor I- goes on
+    after the same tag, and its type is what follows its first dash. So E-PER and S-PER are of the type PER, but each is
+    an entity of its own.
+
+    Args:
+        join: read BIOES, BILOU and BMES as they are meant: S- and U- begin an entity as B- does, and E-, L- and M- go
+            on with one as I- does.
+    """
+    opening, inside = ("BSU", "IELM") if join else ("B", "I")
+    keys: dict[str, str] = {}
+    numbers = []
+    for tag in tags:
+        prefix, dash, rest = tag.partition("-")
+        known = bool(dash) and len(prefix) == 1 and prefix in opening + inside
+        key = rest if known else tag
+        if key == "O":
+            numbers.append(0)
+            continue
+        keys.setdefault(key, rest if dash else tag)
+        opens = known and prefix in opening
+        numbers.append(2 + 2 * list(keys).index(key) - opens)
+    return Reading(tuple(numbers), tuple(keys), tuple(keys.values()))
+
+
+def order_of(reading: Reading) -> tuple[int, ...] | None:
+    """The number of the tag that each of `tags_of(reading.keys)` has; None if these are not exactly the tags."""
+    complete = sorted(reading.numbers) == list(range(len(tags_of(reading.keys)))) and reading.keys == reading.types
+    return tuple(map(reading.numbers.index, sorted(reading.numbers))) if complete else None

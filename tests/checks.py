@@ -93,7 +93,7 @@ def on_rows(layer: Any, given: dict[str, Any]) -> Any:
     out, _ = layer(
         rows.to_rows(below().embed(full)),
         rows=rows,
-        visible=attention_mask(below().rule, full, TINY),
+        visible=attention_mask(below().rules[0], full, TINY),
         where=below().where,
         positions=full["positions"],
     )

@@ -1,12 +1,12 @@
 """Shared parts of the tests: real data where it is, and a tiny model everywhere."""
 
 import functools
+import gc
 import importlib.util
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import wrapt
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from keras_bert import Bert
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@wrapt.when_imported("keras")
+def leave_libraries_alone(keras) -> None:
+    """The garbage collector need not look at half a million objects of libraries again and again."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @wrapt.when_imported("tensorflow")
@@ -38,22 +45,27 @@ LONG = {
     "keras_bert.portable.lite": ("_converted", "it writes a TFLite model"),
     "keras_bert.training.step": ("Trainer.__init__", "it trains"),
     "keras_bert.bert": ("Bert._asked", "it asks a whole model"),
+    "keras_bert.conversion": ("convert", "it converts a checkpoint"),
+    "conftest": ("shared", "it reads real data"),
 }
 """Modules, and what in them takes long by its nature."""
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick(pytestconfig: pytest.Config) -> Iterator[None]:
+def pytest_configure(config: pytest.Config) -> None:
     """With --quick, a test, or a fixture with all its tests, is skipped where it begins what is `LONG`."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module, (path, reason) in LONG.items() if pytestconfig.getoption("--quick") else ():
-            wrapt.register_post_import_hook(functools.partial(skip_at, patch, path, reason), module)
-        yield
+    for module, (path, reason) in LONG.items() if config.getoption("--quick") else ():
+        wrapt.register_post_import_hook(functools.partial(skip_at, path, reason), module)
 
 
-def skip_at(patch: pytest.MonkeyPatch, path: str, reason: str, module: ModuleType) -> None:
-    owner, name, _ = wrapt.resolve_path(module, path)
-    patch.setattr(owner, name, lambda *args, **kwargs: pytest.skip(f"--quick: {reason}"))
+def skip_at(path: str, reason: str, module: ModuleType) -> None:
+    owner, name, original = wrapt.resolve_path(module, path)
+
+    def begun(*args: Any, **kwargs: Any) -> Any:
+        if "PYTEST_CURRENT_TEST" in os.environ:
+            pytest.skip(f"--quick: {reason}")
+        return original(*args, **kwargs)
+
+    setattr(owner, name, begun)
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *"0123456789", ".", ",", "!"]
@@ -61,6 +73,11 @@ WORDS += ["fire", "flood", "storm", "city", "music", "song", "game", "the", "is"
 TINY = EncoderConfig(
     vocab_size=len(WORDS), num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=32, max_positions=64
 )
+
+
+def slow(*values) -> Any:
+    """A parameter of a test that only `make proofs` takes: another one shows nearly the same sooner."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def shared(path: str) -> Path:

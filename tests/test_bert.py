@@ -67,6 +67,7 @@ def test_the_example_of_the_docstring_runs(tiny_checkpoint, tmp_path, monkeypatc
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_fit_learns_and_says_how_well(tmp_path):
     bert = tiny_bert(max_seq_length=12)
     texts, labels = learnable(240)
@@ -86,6 +87,7 @@ def test_fit_learns_and_says_how_well(tmp_path):
     assert_same_weights(Bert.load(tmp_path / "run"), bert)
 
 
+@pytest.mark.slow
 def test_fit_makes_a_model_of_pairs_where_it_gets_pairs(tmp_path):
     bert = tiny_bert()
     texts, labels = learnable(20)

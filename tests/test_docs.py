@@ -133,6 +133,7 @@ def test_commands_that_are_shown_exist_with_their_flags(capsys: pytest.CaptureFi
         assert not set(flags) - set(known), line
 
 
+@pytest.mark.slow
 def test_the_exported_model_loads_as_documented(after_commands: Path) -> None:
     (code,) = blocks(ROOT / "export/README.md", "python")
     done = subprocess.run(

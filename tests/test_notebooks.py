@@ -149,6 +149,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.slow
 def test_from_text_to_signature_runs(tiny_checkpoint: Path, tmp_path: Path):
     found = run("1_from_text_to_signature", tmp_path, tiny_checkpoint)
     assert "forest" not in shown(found)  # the tiny vocabulary has it in letters

@@ -9,8 +9,18 @@ import tensorflow as tf
 from conftest import WORDS
 
 from keras_bert.cli.flags import Flags
-from keras_bert.config import OptimizerConfig, TextConfig, TrainConfig, WindowConfig, choose, dumps, to_dict
+from keras_bert.config import (
+    EncoderConfig,
+    OptimizerConfig,
+    TextConfig,
+    TrainConfig,
+    WindowConfig,
+    choose,
+    dumps,
+    to_dict,
+)
 from keras_bert.errors import ConfigError
+from keras_bert.model import encoder, masks, norms, positions
 from keras_bert.text import packing
 from keras_bert.text.text import Text
 from keras_bert.training import devices, optimizers
@@ -47,6 +57,12 @@ NEW = {
     (WindowConfig, "window_merge"): (packing.MERGES, smallest),
     (OptimizerConfig, "optimizer"): (optimizers.OPTIMIZERS, Descent),
     (OptimizerConfig, "lr_schedule"): (optimizers.DECAYS, root),
+    (EncoderConfig, "positions"): (positions.POSITIONS, type("Halves", (positions.Absolute,), {})),
+    (EncoderConfig, "attention_mask"): (masks.MASKS, lambda features, config: masks.bidirectional(features, config)),
+    (EncoderConfig, "norm"): (norms.NORMS, type("Plain", (norms.LayerNorm,), {})),
+    (EncoderConfig, "norm_place"): (norms.NORM_PLACES, norms.NormPlace(lambda n, x: n(x), lambda n, x: n(x), False)),
+    (EncoderConfig, "feed_forward"): (encoder.FEED_FORWARDS, type("Same", (encoder.FeedForward,), {})),
+    (EncoderConfig, "rotary_scaling"): (positions.SCALINGS, lambda base, scale, width: (scale, base * scale)),
     (TrainConfig, "distribution_strategy"): (devices.STRATEGIES, lambda config: tf.distribute.get_strategy()),
 }
 

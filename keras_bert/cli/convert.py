@@ -1,8 +1,10 @@
 """`keras-bert convert`: a checkpoint of one format in, the same checkpoint in another out, or nothing at all."""
 
 from keras_bert.checkpoints.formats import FORMATS
-from keras_bert.cli.flags import Flags, note
-from keras_bert.conversion import Changes, convert
+from keras_bert.cli.flags import Flags, add_opening, kept_keys, note
+from keras_bert.config import TASKS
+from keras_bert.conversion import EXTENSIONS, Changes, convert
+from keras_bert.data.labels import split_labels
 
 
 def define() -> Flags:
@@ -22,9 +24,12 @@ def define() -> Flags:
     )
     flags.add("do_lower_case", True, "Is the model uncased? Default: what the source says or its vocabulary shows.")
     flags.add("num_segments", 0, "Grow the segment table to so many rows, copies of its last one; 0 leaves it.")
-    flags.add("max_positions", 0, "Grow the position table to so many rows, repeating its rows; 0 leaves it.")
-    flags.add("drop", "", "Regular expression: tensors of the source with such names may be left out.")
-    flags.add("keep_keys", "", "Unknown keys of the source's settings that do not change the model, comma separated.")
+    flags.add("max_positions", 0, "Grow the position table to so many rows; 0 leaves it.")
+    flags.add("extend_positions", "tile", "Where the new rows of --max_positions come from.", tuple(EXTENSIONS))
+    flags.add("task", "", "What the head of the source is for, where its files do not say.", ("", *TASKS))
+    flags.add("labels", "", "Names of the logits of the source's head in their order, comma separated.")
+    flags.add("text_pair_column", "", "Column of the second text, if the head reads pairs and its files do not say so.")
+    add_opening(flags)
     return flags
 
 
@@ -38,8 +43,12 @@ def main(argv: list[str]) -> int:
         do_lower_case=flags["do_lower_case"] if flags.given("do_lower_case") else None,
         num_segments=flags["num_segments"] or None,
         max_positions=flags["max_positions"] or None,
+        extend_positions=flags["extend_positions"],
+        task=flags["task"],
+        labels=split_labels(flags["labels"]),
+        text_pair_column=flags["text_pair_column"],
         drop=flags["drop"],
-        keep_keys=tuple(key.strip() for key in flags["keep_keys"].split(",") if key.strip()),
+        keep_keys=kept_keys(flags),
     )
     report = convert(
         flags["input_dir"],

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint, text_config
-from keras_bert.cli.flags import Flags, names_of, note
-from keras_bert.config import EmbedConfig, TextConfig, VectorConfig
+from keras_bert.checkpoints.checkpoints import open_checkpoint, text_config
+from keras_bert.cli.flags import Flags, add_opening, kept_keys, names_of, note
+from keras_bert.config import EmbedConfig, TextConfig
 from keras_bert.data.batches import Examples, lengths
 from keras_bert.data.tables import Table, read
 from keras_bert.errors import ConfigError
 from keras_bert.files import replacing, write_atomic
 
-CHOSEN = ("layers", "pooling", "normalize")
+CHOSEN = ("layers", "pooling", "normalize", "dimensions", "prompt")
 KINDS = (".npz", ".jsonl")
 
 
@@ -36,6 +36,7 @@ def define() -> Flags:
     flags.add("id_column", "id", "Column that is copied to the output, where the input has it.")
     flags.add("tokens", False, "A vector of every token, [CLS] and [SEP] too, instead of one of the text.")
     flags.add("predict_batch_size", 64, "Rows per step.")
+    add_opening(flags)
     return flags
 
 
@@ -57,30 +58,25 @@ def main(argv: list[str]) -> int:
     rows = read(flags["input_file"], [flags["text_column"]])
     if output.exists() and any(output.samefile(f) for f in set(rows.files)):
         raise ConfigError(f"--output_file {output}: is also the input; name another file")
-    checkpoint = open_checkpoint(flags["init_checkpoint"])
+    checkpoint = open_checkpoint(flags["init_checkpoint"], kept_keys(flags))
     text = flags.given_of(TextConfig)
     text_config(checkpoint, text)
 
     from keras_bert.bert import Bert
 
-    bert = Bert.from_checkpoint(checkpoint.path, task="embed", head=settings(flags, checkpoint), **text)
+    opening = {"drop": flags["drop"], "keep_keys": kept_keys(flags)}
+    head = flags.given_of(EmbedConfig)
+    bert = Bert.from_checkpoint(checkpoint.path, task="embed", head=head, **opening, **text)
     texts, size = rows[flags["text_column"]], flags["predict_batch_size"]
     found = bert.embed_tokens(texts, size, sys.stderr) if flags["tokens"] else bert.embed(texts, size, sys.stderr)
     (write_npz if output.suffix == ".npz" else write_lines)(output, rows, flags["id_column"], found)
     longest = bert.text.config.max_seq_length
-    cut = int(np.sum(lengths(Examples((texts,)), bert.text, cut=False) > longest))
+    reader = bert.head.prepare_text(bert.text)
+    cut = int(np.sum(lengths(Examples((texts,)), reader, cut=False) > longest))
     if cut:
         note(f"warning: {cut} of {len(texts)} texts were longer than {longest} tokens and were cut")
     note(f"wrote {len(rows)} rows to {output}")
     return 0
-
-
-def settings(flags: Flags, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What is read of the encoder: as a run that learnt vectors did it, but for the flags that were given."""
-    head, own = checkpoint.head, dict[str, Any]()
-    if isinstance(head, VectorConfig):
-        own = {name: getattr(head, name) for name in (*CHOSEN, "head_lstm")}
-    return own | {name: flags[name] for name in CHOSEN if flags.given(name)}
 
 
 def write_npz(output: Path, rows: Table, id_column: str, found: Any) -> None:

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint
-from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, suit
-from keras_bert.cli.flags import Flags, note
+from keras_bert.checkpoints.checkpoints import Checkpoint
+from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, opened, suit
+from keras_bert.cli.flags import Flags, names_of_table, note
 from keras_bert.cli.model_dir import FINAL_FILE
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.training.states import finished
@@ -21,11 +21,12 @@ ABOUT = ("description", "license", "base_model")
 def define() -> Flags:
     """The flags of the command."""
     flags = Flags("export", "write a SavedModel that takes strings, for TensorFlow Serving", KINDS, LEAVE_OUT)
-    flags.require("model_dir", "Directory of a `keras-bert finetune` run; with --task of a pretrained checkpoint.")
+    flags.require("model_dir", "Directory of a `keras-bert finetune` run, or of any checkpoint.")
     flags.require("export_dir", "Directory of the model; versions are its subdirectories.")
     add_task(flags)
     flags.add("version", "", "Version number; default: the one after the largest.")
     flags.add("precision", "float32", "Weights and arithmetic of the graph; answers stay float32.", PRECISIONS)
+    flags.add("embedding_types", "float", f"Forms of vectors that are answered, a comma list of {', '.join(TYPES)}.")
     flags.add("description", "", "What the model is for; goes into its card.")
     flags.add("license", "", "Licence of the model, such as apache-2.0; goes into its card.")
     flags.add("base_model", "", "The pretrained model it was made from; goes into its card.")
@@ -33,6 +34,7 @@ def define() -> Flags:
 
 
 PRECISIONS = ("float32", "bfloat16")
+TYPES = names_of_table("keras_bert.serving.embedding_types", "EMBEDDING_TYPES")
 
 
 def main(argv: list[str]) -> int:
@@ -46,12 +48,18 @@ def main(argv: list[str]) -> int:
     if base.exists() and not base.is_dir():
         raise ConfigError(f"--export_dir {base}: is a file; name a directory")
     paths = members(flags["model_dir"])
-    checkpoint = open_checkpoint(paths[0])
-    suit(flags, asked(flags, checkpoint)[0].task)
+    checkpoint = opened(flags, paths[0])
+    head, data = asked(flags, checkpoint)
+    suit(flags, head.task)
     about = {name: flags[name] for name in ABOUT}
     about |= run_of(checkpoint) if len(paths) == 1 else folds_of(Path(flags["model_dir"]))
 
-    target = load(flags, paths).export(base, version, precision=flags["precision"], about=about)
+    types = [name.strip() for name in flags["embedding_types"].split(",")]
+    unknown = [name for name in types if name not in TYPES]
+    if unknown:
+        raise ConfigError(f"--embedding_types: {unknown[0]!r} is none of {', '.join(TYPES)}")
+    bert = load(flags, paths, data)
+    target = bert.export(base, version, precision=flags["precision"], about=about, embedding_types=types)
     print(target)
     note(f"{target / 'README.md'} says how to serve it and how to ask it")
     note(f"serve it here with `keras-bert serve --export_dir={base}`, or with TensorFlow Serving")

@@ -9,9 +9,9 @@ settings, columns), `vocab.txt`, `model.safetensors` (the best epoch), and the r
 import dataclasses
 from typing import Any
 
-from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint, text_config
+from keras_bert.checkpoints.checkpoints import Checkpoint, check_segments, open_checkpoint, text_config
 from keras_bert.cli import folds, grid, model_dir
-from keras_bert.cli.flags import Flags, names_of, note
+from keras_bert.cli.flags import Flags, add_opening, kept_keys, names_of, note
 from keras_bert.cli.one_run import Setup, train
 from keras_bert.config import (
     TASKS,
@@ -64,6 +64,7 @@ def define() -> Flags:
         "Train all combinations of values, such as learning_rate=2e-5,5e-5;num_train_epochs=2,3;seed=1,2,3.",
     )
     add_reading(flags)
+    add_opening(flags)
     flags.add("overwrite", False, "Delete the run found in --model_dir and start anew.")
     return flags
 
@@ -138,10 +139,11 @@ def run(setup: Setup) -> dict[str, Any]:
     """Check everything that can be checked at once, then train; returns what `final_metrics.json` holds."""
     flags = setup.flags
     examples, evaluation, head = read_examples(setup)
-    checkpoint = open_checkpoint(flags["init_checkpoint"])
+    checkpoint = open_checkpoint(flags["init_checkpoint"], kept_keys(flags))
     if checkpoint.path.resolve() == setup.folder.resolve():
         raise ConfigError(f"--init_checkpoint and --model_dir are both {setup.folder}; a run cannot start from itself")
     text_config(checkpoint, flags.given_of(TextConfig))
+    check_segments(checkpoint.encoder, head, setup.data)
     check_layers(checkpoint, setup)
     if flags["folds"]:
         parts = folds.split(setup, examples, head)

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import io
 import sys
+import textwrap
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,10 @@ def names_of_table(module: str, table: str) -> list[str]:
         if keys and any(isinstance(name, ast.Name) and name.id == table for name in named):
             return [ast.literal_eval(key) for key in keys]
     return list(getattr(importlib.import_module(module), table))
+
+
+WIDTH = 120
+"""Most characters of a line of help."""
 
 
 class Flags:
@@ -210,11 +215,27 @@ class Flags:
 
     def _lines(self, name: str) -> list[str]:
         flag = self.values[name]
-        choices = getattr(flag.parser, "enum_values", None)
+        choices: list[str] = getattr(flag.parser, "enum_values", None) or []
         about = flag.help.partition(">: ")[2] if choices else flag.help  # absl puts the choices before it
         default = str(flag.default).lower() if isinstance(flag.default, bool) else flag.default
         shown = "" if default == "" or name == "help" else f" [{default}]"
-        return [f"  --{name}" + (f"={'|'.join(filter(None, choices))}" if choices else ""), f"      {about}{shown}"]
+        first = f"  --{name}" + (f"={'|'.join(filter(None, choices))}" if choices else "")
+        if len(first) > WIDTH:
+            first, about = f"  --{name}", f"{about} One of {', '.join(filter(None, choices))}."
+        return [first, *textwrap.wrap(about + shown, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+
+
+def add_opening(flags: Flags) -> None:
+    """The flags of how a checkpoint is opened that is not quite as expected."""
+    flags.add("drop", "", "Regular expression: tensors of the checkpoint with such names may be left out.")
+    flags.add(
+        "keep_keys", "", "Unknown keys of the checkpoint's settings that do not change the model, comma separated."
+    )
+
+
+def kept_keys(flags: Flags) -> tuple[str, ...]:
+    """What `--keep_keys` names."""
+    return tuple(key.strip() for key in flags["keep_keys"].split(",") if key.strip())
 
 
 def note(line: str) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from keras_bert.checkpoints.checkpoints import Checkpoint, open_checkpoint
+from keras_bert.checkpoints.checkpoints import Checkpoint, as_trained, open_checkpoint
 from keras_bert.cli.flags import Flags, note
-from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.errors import ConfigError
 from keras_bert.portable import lite, onnx
 
 
@@ -42,9 +42,7 @@ def main(argv: list[str]) -> int:
     folder, (file, write) = Path(flags["output_dir"]), FORMATS[flags["format"]]
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output_dir {folder}: is a file; name a directory")
-    checkpoint = open_checkpoint(flags["model_dir"])
-    if checkpoint.data is None:
-        raise CheckpointError(f"{checkpoint.path}: is a pretrained checkpoint; run `keras-bert finetune` first")
+    checkpoint = as_trained(open_checkpoint(flags["model_dir"]))
     write(folder, checkpoint, flags["precision"])
     print(folder)
     note(f"{(folder / file).stat().st_size / 1e6:.1f} MB in {flags['precision']}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from keras_bert.checkpoints.checkpoints import WEIGHTS_FILE, Checkpoint
 from keras_bert.cli import model_dir
-from keras_bert.cli.flags import Flags, names_of, note
+from keras_bert.cli.flags import Flags, kept_keys, names_of, note
 from keras_bert.config import (
     DataConfig,
     FinetuneConfig,
@@ -95,6 +95,8 @@ def train(
         windows=flags.given_of(WindowConfig),
         reinit_layers=setup.finetune.reinit_layers,
         new_head=setup.finetune.new_head,
+        drop=flags["drop"],
+        keep_keys=kept_keys(flags),
         **flags.given_of(TextConfig),
     )
     note(f"{checkpoint.path} ({describe(checkpoint)}): {bert.report}")

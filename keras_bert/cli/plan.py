@@ -14,7 +14,7 @@ SHAPE = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "vocab_siz
 
 def define() -> Flags:
     """The flags of the command."""
-    flags = Flags("plan", "say which batches fit into a memory, before anything is trained")
+    flags = Flags("plan", "say which batches fit into a memory, before anything is trained", [EncoderConfig])
     flags.require("memory", "Memory of the machine or of one GPU, such as 16GB.")
     flags.add("size", "base", "Size of the model.", tuple(SIZES))
     flags.add("init_checkpoint", "", "Checkpoint whose size is taken instead of --size.")
@@ -61,7 +61,8 @@ def shape(flags: Flags) -> EncoderConfig:
     """
     path = flags["init_checkpoint"]
     known = open_checkpoint(path).encoder if path else SIZES[flags["size"]]
-    return dataclasses.replace(known, **{name: flags[name] for name in SHAPE if flags[name]})
+    sizes = {name: flags[name] for name in SHAPE if flags[name]}
+    return dataclasses.replace(known, **sizes | flags.given_of(EncoderConfig))
 
 
 def name(way: TrainConfig) -> str:

@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from keras_bert.checkpoints.checkpoints import open_checkpoint
-from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, suit
+from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, opened, suit
 from keras_bert.cli.flags import Flags, note
 from keras_bert.config import dumps
 from keras_bert.data.faults import Reading
@@ -27,7 +26,7 @@ from keras_bert.files import write_atomic
 def define() -> Flags:
     """The flags of the command."""
     flags = Flags("predict", "label the rows of a file", KINDS, LEAVE_OUT)
-    flags.require("model_dir", "Directory of a `keras-bert finetune` run; with --task of a pretrained checkpoint.")
+    flags.require("model_dir", "Directory of a `keras-bert finetune` run, or of any checkpoint.")
     flags.require(
         "input_file",
         "Texts: csv, tsv or jsonl with the text column(s) of training; also CoNLL or JSON (tag), SQuAD's JSON (span), "
@@ -57,11 +56,12 @@ def main(argv: list[str]) -> int:
     if not os.access(output.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"--output_file {output}: no permission to write in {output.parent}")
     paths = members(flags["model_dir"])
-    checkpoint = open_checkpoint(paths[0])
+    checkpoint = opened(flags, paths[0])
     head, data = asked(flags, checkpoint)
     suit(flags, head.task)
     source = source_of(head)
     rows = source.read(flags["input_file"], data, Reading(labelled=False, max_bad_share=1.0, say=note))
+    data = asked(flags, checkpoint, rows.columns)[1]
     if output.exists() and any(output.samefile(f) for f in set(rows.files)):
         raise ConfigError(f"--output_file {output}: is also the input; name another file")
     ids = rows.columns.get(data.id_column)
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
         twice = next(i for i, value in enumerate(ids) if first[value] < i)
         note(f"warning: {rows.where(twice)}: the {data.id_column} {ids[twice]!r} is there more than once")
 
-    bert = load(flags, paths)
+    bert = load(flags, paths, data)
     examples = bert.examples(rows, labelled=False)
     answers = bert.plain(bert.arrays_of(examples, flags["predict_batch_size"], sys.stderr))
     files = files_of(bert, rows, answers)

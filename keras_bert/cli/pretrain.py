@@ -37,7 +37,7 @@ from keras_bert.pretrain.pairs import PAIRS
 from keras_bert.text.vocabulary import fingerprint, read_vocabulary
 from keras_bert.training.states import locked
 
-KINDS = (PretrainConfig, MaskingConfig, OptimizerConfig, TrainConfig, RunConfig)
+KINDS = (PretrainConfig, MaskingConfig, EncoderConfig, OptimizerConfig, TrainConfig, RunConfig)
 
 
 def define() -> Flags:
@@ -156,6 +156,10 @@ def check(flags: Flags, pretraining: PretrainConfig, optimizer: OptimizerConfig)
     if flags["init_checkpoint"]:
         if flags["size"] or flags["vocab_file"] or flags.given("do_lower_case"):
             raise ConfigError("--init_checkpoint has a size, a vocabulary and a case; give it or those, not both")
+        if given := flags.given_of(EncoderConfig):
+            raise ConfigError(
+                f"--init_checkpoint says what the encoder is; leave out {', '.join(f'--{n}' for n in given)}"
+            )
     elif not flags["size"]:
         raise ConfigError("a new model needs a --size; or name one to go on from with --init_checkpoint")
     elif optimizer.freeze_layers >= 0:
@@ -184,9 +188,12 @@ def model(flags: Flags) -> tuple[EncoderConfig, list[str], TextConfig, Any]:
     if not file:
         raise ConfigError(f"--input_file {flags['input_file']}: has no vocabulary beside it; give --vocab_file")
     vocabulary = read_vocabulary(file)
-    shape = SIZES[flags["size"]]
     encoder = dataclasses.replace(
-        shape, vocab_size=len(vocabulary), max_positions=max(length, 8), pad_token_id=vocabulary.index("[PAD]")
+        SIZES[flags["size"]],
+        vocab_size=len(vocabulary),
+        max_positions=max(length, 8),
+        pad_token_id=vocabulary.index("[PAD]"),
+        **flags.given_of(EncoderConfig),
     )
     lower = flags["do_lower_case"] if flags.given("do_lower_case") else made.get("do_lower_case", True)
     text = TextConfig(

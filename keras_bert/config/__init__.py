@@ -37,6 +37,8 @@ from keras_bert.config.tasks import TagConfig as TagConfig
 from keras_bert.config.tasks import VectorConfig as VectorConfig
 from keras_bert.config.tasks import WeightedConfig as WeightedConfig
 from keras_bert.config.tasks import tasks_with as tasks_with
+from keras_bert.config.text import ADDED_FLAGS as ADDED_FLAGS
+from keras_bert.config.text import AddedToken as AddedToken
 from keras_bert.config.text import TextConfig as TextConfig
 from keras_bert.config.text import WindowConfig as WindowConfig
 from keras_bert.config.training import FROZEN as FROZEN

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from keras_bert.config.base import check_choices, choose, flag, require
-from keras_bert.tags import tags_of, types_of
+from keras_bert.tags import order_of, read_tags, tags_of
+
+MOST_DENSE = 8
+"""Dense layers over a pooled vector."""
 
 READS = ("row", "each", "choices", "offsets", "windows")
 """How an example is read: its texts as one row; each text as a row; its text with each choice as a row; as one row with
@@ -122,14 +125,14 @@ class HeadConfig:
         return self.labels
 
     @classmethod
-    def labels_of(cls, names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The labels of a model whose logits have these names, and the number in `names` of each of our logits; no
+    def of_logits(cls, names: tuple[str, ...]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """The fields of a head whose logits have these names, and the number in `names` of each of our logits; no
         numbers if the order is the same.
 
         Raises:
             ConfigError: a head for the task has other logits.
         """
-        return (names if cls.has_labels else ()), ()
+        return {"labels": names if cls.has_labels else ()}, ()
 
     @property
     def whole_batch(self) -> bool:
@@ -240,12 +243,49 @@ class WeightedConfig(SentenceConfig):
 
 @dataclass(frozen=True)
 class VectorConfig(SentenceConfig):
-    """A head that gives a vector of each text."""
+    """A head that gives a vector of each text.
+
+    `pooling` may join several poolings, such as "cls+mean": their vectors stand side by side. `dense_units`,
+    `dense_activations` and `dense_biases` describe dense layers over the pooled vector, one entry for each. A `prompt`
+    is put before each text; `query_prompt` and `document_prompt` take its place in the signatures `query` and
+    `document`, which a model has if one of the three is set.
+    """
 
     normalize: bool = flag(True, "vectors of length 1.")
+    dimensions: int = flag(0, "numbers of a vector that are kept, the first ones; 0 keeps all.")
+    prompt: str = flag("", "text that is put before each text.")
+    query_prompt: str = flag("", "text that is put before each query, in the signature query.")
+    document_prompt: str = flag("", "text that is put before each document, in the signature document.")
+    dense_units: tuple[int, ...] = ()
+    dense_activations: tuple[str, ...] = ()
+    dense_biases: tuple[bool, ...] = ()
 
     form: ClassVar[Any] = "vectors"
     pretrained: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("dense_units", "dense_activations", "dense_biases"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+
+    def check(self) -> None:
+        super().check()
+        require(0 <= self.dimensions < 2**20, f"dimensions must be 0 or more, got {self.dimensions}")
+        require(
+            len(self.dense_units) == len(self.dense_activations) == len(self.dense_biases) <= MOST_DENSE,
+            f"dense_units, dense_activations and dense_biases must be equally many, at most {MOST_DENSE}",
+        )
+        require(all(units >= 1 for units in self.dense_units), f"dense_units must be positive, got {self.dense_units}")
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The names of the poolings whose vectors are joined."""
+        return tuple((self.pooling or "mean").split("+"))
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether queries and documents are told apart, or any text gets a prompt."""
+        return bool(self.prompt or self.query_prompt or self.document_prompt)
 
 
 # === Tasks ===
@@ -278,9 +318,12 @@ class MultilabelConfig(WeightedConfig):
 
 @dataclass(frozen=True)
 class RegressConfig(SentenceConfig):
-    """One number."""
+    """One number: the logit, or what `activation` makes of it."""
 
     task: str = "regress"
+    activation: str = flag(
+        "", "what makes a score of the logit: sigmoid; default: nothing.", "keras_bert.tasks.regress:ACTIVATIONS"
+    )
 
     source: ClassVar[Any] = "keras_bert.data.labels:Numbers"
     scores: ClassVar[Any] = "keras_bert.tasks.scores:NumberScores"
@@ -354,7 +397,10 @@ class EmbedConfig(VectorConfig):
 
 @dataclass(frozen=True)
 class TagConfig(LayersConfig):
-    """Entities in a text; the labels are their types."""
+    """Entities in a text; the labels are their types.
+
+    `tags` are the names of the logits of a published head whose scheme is another than O with B- and I- of each label.
+    """
 
     task: str = "tag"
     decode: str = flag(
@@ -363,6 +409,12 @@ class TagConfig(LayersConfig):
         "keras_bert.tasks.tagging:DECODES",
     )
     max_entities: int = flag(64, "entities of a text that are answered at most.")
+    join_tags: bool = flag(
+        False,
+        "of a published head: E-, S-, M-, L- and U- are parts of the entities of their type, as BIOES and BMES mean "
+        "them. Default: each is an entity of its own, as transformers answers.",
+    )
+    tags: tuple[str, ...] = ()
 
     reads: ClassVar[str] = "windows"
     source: ClassVar[Any] = "keras_bert.data.entities:Entities"
@@ -372,23 +424,35 @@ class TagConfig(LayersConfig):
     pipeline: ClassVar[str] = "token-classification"
     architecture: ClassVar[str] = "BertForTokenClassification"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", tuple(self.tags))
+        super().__post_init__()
+
     def check(self) -> None:
         super().check()
         check_counts(self, "max_entities")
+        types = set(read_tags(self.tags).types)
+        require(not types or types == set(self.labels), f"labels must be the types of the tags, {sorted(types)}")
 
     @property
     def width(self) -> int:
-        return 1 + 2 * len(self.labels)
+        return len(self.logit_labels)
 
     @property
     def logit_labels(self) -> tuple[str, ...]:
-        return tags_of(self.labels)
+        return self.tags or tags_of(self.labels)
 
     @classmethod
-    def labels_of(cls, names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        types, order = types_of(names)
-        require(bool(types), "are not O with a B-TYPE and an I-TYPE for each type, which a head for tag needs")
-        return types, order
+    def of_logits(cls, names: tuple[str, ...]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        reading = read_tags(names)
+        require(
+            bool(reading.types) and "" not in reading.types, "name no types of entities, which a head for tag needs"
+        )
+        values: dict[str, Any] = {} if 0 in reading.numbers else {"max_entities": MOST_WORDS}
+        order = order_of(reading)
+        if order is None:
+            return values | {"labels": tuple(dict.fromkeys(reading.types)), "tags": names}, ()
+        return values | {"labels": reading.keys}, () if order == tuple(range(len(names))) else order
 
 
 @dataclass(frozen=True)
@@ -464,6 +528,10 @@ class GenerateConfig(HeadConfig):
         check_counts(self, "beam_size")
         require(self.max_target_length >= 2, f"max_target_length must be at least 2, got {self.max_target_length}")
         require(0 <= self.length_penalty <= 10, f"length_penalty must be from 0 to 10, got {self.length_penalty}")
+
+
+MOST_WORDS = 256
+"""Entities of a text that are answered at most where each word is one, as in tags of parts of speech."""
 
 
 def check_counts(config: HeadConfig, *names: str) -> None:

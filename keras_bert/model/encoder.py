@@ -1,7 +1,7 @@
 """The encoder: token ids in, hidden states out. All of BERT's arithmetic is in this file.
 
 Shapes, here and everywhere: B batch, T target length, S source length, N heads, H head size, D hidden size,
-F feed-forward size, V vocabulary, L layers, R rows (B * T, or only the tokens among them).
+F feed-forward size, E width of the embeddings, V vocabulary, L layers, R rows (B * T, or only the tokens among them).
 
 Dense layers work on rows `[R, D]`, attention on `[B, N, T, H]`. `Rows` converts between the two, so blocks need not
 know which positions are rows. Everything is `keras.ops`, so it runs on TensorFlow, JAX and PyTorch.
@@ -20,6 +20,7 @@ from keras_bert.config import FEATURES, EncoderConfig, choose, from_dict, to_dic
 from keras_bert.errors import ConfigError
 from keras_bert.model import kernels
 from keras_bert.model.masks import MASKS, attention_mask
+from keras_bert.model.norms import NORM_PLACES, norm
 from keras_bert.model.positions import POSITIONS, Positions
 
 Tensor = Any
@@ -66,13 +67,21 @@ class TokenRows(Rows):
 
 
 class Memory:
-    """Keys and values `[B, N, P, H]` of the tokens that a block has read, for the tokens that follow.
+    """Keys and values `[B, N, P, H]` of the tokens that a layer has read, for the tokens that follow.
 
-    It starts empty, P = 0; each call of the block appends its own tokens.
+    It starts empty, P = 0; each call of the layer appends its own tokens.
+
+    Attributes:
+        places: the positions of the tokens, int `[B, P]`, where the kind of positions asks for them.
     """
 
-    def __init__(self, key: Tensor = None, value: Tensor = None) -> None:
-        self.key, self.value = key, value
+    def __init__(self, key: Tensor = None, value: Tensor = None, places: Tensor = None) -> None:
+        self.key, self.value, self.places = key, value, places
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What `Memory(*tensors)` holds again."""
+        return (self.key, self.value) if self.places is None else (self.key, self.value, self.places)
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append `[B, N, T, H]`; returns all keys and values, `[B, N, P + T, H]`."""
@@ -80,6 +89,12 @@ class Memory:
             key, value = (ops.concatenate(two, axis=2) for two in ((self.key, key), (self.value, value)))
         self.key, self.value = key, value
         return key, value
+
+    def extend_places(self, positions: Tensor, batch: Tensor) -> Tensor:
+        """Append positions `[B or 1, T]` of a batch of B; returns all, `[B, P + T]`."""
+        places = ops.broadcast_to(positions, (batch, ops.shape(positions)[1]))
+        self.places = places if self.places is None else ops.concatenate([self.places, places], axis=1)
+        return self.places
 
 
 class View(keras.StatelessScope):
@@ -110,25 +125,18 @@ class View(keras.StatelessScope):
         return getattr(cls._active, "view", None)
 
 
-def dense(config: EncoderConfig, units: int, name: str, dtype: Any, activation: Any = None) -> keras.layers.Dense:
+def dense(
+    config: EncoderConfig, units: int, name: str, dtype: Any, activation: Any = None, use_bias: bool = True
+) -> keras.layers.Dense:
     """A dense layer with BERT's initial weights: truncated normal kernel, zero bias."""
-    initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
-    return keras.layers.Dense(units, activation=activation, kernel_initializer=initializer, name=name, dtype=dtype)
-
-
-class LayerNorm(keras.layers.Layer):
-    """Layer normalisation over the last axis (Ba et al. 2016), with statistics in float32."""
-
-    def __init__(self, epsilon: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.epsilon = epsilon
-
-    def build(self, input_shape: Any) -> None:
-        self.gamma = self.add_weight(name="gamma", shape=(input_shape[-1],), initializer="ones")
-        self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer="zeros")
-
-    def call(self, x: Tensor, training: bool = False) -> Tensor:
-        return kernels.layer_norm(x, self.gamma, self.beta, self.epsilon, training)
+    return keras.layers.Dense(
+        units,
+        activation=activation,
+        use_bias=use_bias,
+        kernel_initializer=keras.initializers.TruncatedNormal(stddev=config.initializer_range),
+        name=name,
+        dtype=dtype,
+    )
 
 
 class Dropout(keras.layers.Dropout):
@@ -148,7 +156,7 @@ class Dropout(keras.layers.Dropout):
 
 
 class Embedding(keras.layers.Layer):
-    """An embedding table `[rows, D]`: ids int `[...]` -> vectors `[..., D]`."""
+    """An embedding table `[rows, E]`: ids int `[...]` -> vectors `[..., E]`."""
 
     def __init__(self, config: EncoderConfig, rows: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -156,7 +164,7 @@ class Embedding(keras.layers.Layer):
 
     def build(self, input_shape: Any = None) -> None:
         initializer = keras.initializers.TruncatedNormal(stddev=self.config.initializer_range)
-        shape = (self.rows, self.config.hidden_dim)
+        shape = (self.rows, self.config.embedding_width)
         # Only the rows taken are cast. Casting the table would sum the gradients of a row in sixteen bits.
         self.embeddings = self.add_weight(name="embeddings", shape=shape, initializer=initializer, autocast=False)
 
@@ -172,11 +180,11 @@ class Attention(keras.layers.Layer):
         self.config = config
         self.head_dim = config.head_dim or config.hidden_dim // config.num_heads
         self.width = config.num_heads * self.head_dim
-        policy = self.dtype_policy
-        self.query = dense(config, self.width, "query", policy)
-        self.key = dense(config, self.width, "key", policy)
-        self.value = dense(config, self.width, "value", policy)
-        self.output_dense = dense(config, config.hidden_dim, "output", policy)
+        policy, bias = self.dtype_policy, config.use_bias
+        self.query = dense(config, self.width, "query", policy, use_bias=bias)
+        self.key = dense(config, self.width, "key", policy, use_bias=bias)
+        self.value = dense(config, self.width, "value", policy, use_bias=bias)
+        self.output_dense = dense(config, config.hidden_dim, "output", policy, use_bias=bias)
         self.dropout = Dropout(config.attention_dropout, dtype=policy)
 
     def build(self, x_shape: Any = None) -> None:
@@ -202,15 +210,18 @@ class Attention(keras.layers.Layer):
     ) -> tuple[Tensor, Taps]:
         """Returns rows `[R, D]`, and the taps "attentions" and "heads" of this layer; S is P + T with a memory."""
         query, key, value = (self.heads(f(x), rows) for f in (self.query, self.key, self.value))
-        query, key = where.rotate(query, key, positions)
+        query, key, value = where.rotate(query, key, value, positions)
+        places = positions
         if memory is not None:
             key, value = memory.extend(key, value)
-        scale = 1.0 / math.sqrt(self.head_dim)
-        scores = ops.matmul(query * ops.cast(scale, query.dtype), ops.transpose(key, (0, 1, 3, 2)))
-        scores = where.scores(scores, query, positions)
-        probabilities = kernels.masked_softmax(scores, visible, training)
+            if where.of_pairs:
+                places = memory.extend_places(positions, rows.batch)
+        scaled = query * ops.cast(1.0 / math.sqrt(self.head_dim), query.dtype)
+        scores = ops.matmul(scaled, ops.transpose(key, (0, 1, 3, 2)))
+        scores = where.scores(scores, scaled, key, positions, places)
+        probabilities = ops.cast(kernels.masked_softmax(scores, visible, training), value.dtype)
         dropped = self.dropout(probabilities, training=training, seed=seed)
-        context = where.values(ops.matmul(dropped, value), dropped, positions)  # [B, N, T, H]
+        context = where.values(ops.matmul(dropped, value), dropped, positions, places)  # [B, N, T, H]
         joined = ops.reshape(kernels.swap(context), (rows.batch, rows.length, self.width))
         taps = {"attentions": probabilities, "heads": (query, key, value, context)}
         return self.output_dense(rows.to_rows(joined)), taps
@@ -222,39 +233,78 @@ class FeedForward(keras.layers.Layer):
     def __init__(self, config: EncoderConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config = config
-        act = kernels.activation(config.activation)
-        self.inner = dense(config, config.intermediate_dim, "inner", self.dtype_policy, act)
-        self.outer = dense(config, config.hidden_dim, "outer", self.dtype_policy)
+        self.act = kernels.activation(config.activation)
+        self.inner = self.first_dense()
+        self.outer = dense(config, config.hidden_dim, "outer", self.dtype_policy, use_bias=config.use_bias)
+
+    def first_dense(self) -> keras.layers.Dense:
+        """The layer that reads the input."""
+        config = self.config
+        return dense(config, config.intermediate_dim, "inner", self.dtype_policy, self.act, config.use_bias)
+
+    @classmethod
+    def inner_shapes(cls, config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+        """The weights of the first dense layer, `[D, units]`, and its bias if it has one."""
+        units = config.intermediate_dim
+        return {"kernel": (config.hidden_dim, units)} | ({"bias": (units,)} if config.use_bias else {})
 
     def build(self, x_shape: Any = None) -> None:
         self.inner.build((None, self.config.hidden_dim))
         self.outer.build((None, self.config.intermediate_dim))
 
+    def activated(self, x: Tensor) -> Tensor:
+        """Rows `[R, D]` -> rows `[R, F]`."""
+        return self.inner(x)
+
     def call(self, x: Tensor, rows: Rows, taps: Sequence[str] = ()) -> tuple[Tensor, Taps]:
         """Returns rows `[R, D]`, and the tap "inner" of this layer if asked for."""
-        inner = self.inner(x)
+        inner = self.activated(x)
         if "inner" not in taps:
             return self.outer(inner), {}
         tap = rows.to_batch(inner)  # on the way of the gradient, so that it reaches the tap
         return self.outer(rows.to_rows(tap)), {"inner": tap}
 
 
+class GatedFeedForward(FeedForward):
+    """Half of the first dense layer's outputs is activated and multiplies the other half (GeGLU, Shazeer 2020).
+
+    The first half is activated. The first dense layer has no bias, as in MosaicBERT and ModernBERT.
+    """
+
+    def first_dense(self) -> keras.layers.Dense:
+        return dense(self.config, 2 * self.config.intermediate_dim, "inner", self.dtype_policy, use_bias=False)
+
+    @classmethod
+    def inner_shapes(cls, config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+        return {"kernel": (config.hidden_dim, 2 * config.intermediate_dim)}
+
+    def activated(self, x: Tensor) -> Tensor:
+        gate, factor = ops.split(self.inner(x), 2, axis=-1)
+        return self.act(gate) * factor
+
+
+FEED_FORWARDS: dict[str, type[FeedForward]] = {"dense": FeedForward, "gated": GatedFeedForward}
+
+
 class Block(keras.layers.Layer):
-    """One post-norm layer of the encoder: attention, add, norm, feed-forward, add, norm."""
+    """One layer of the encoder: attention and feed-forward, each added to what it reads, with norms as configured."""
 
     def __init__(self, config: EncoderConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config = config
         policy = self.dtype_policy
         self.attention = Attention(config, name="attention", dtype=policy)
-        self.attention_norm = LayerNorm(config.layer_norm_epsilon, name="attention_norm", dtype=policy)
-        self.feed_forward = FeedForward(config, name="feed_forward", dtype=policy)
-        self.feed_forward_norm = LayerNorm(config.layer_norm_epsilon, name="feed_forward_norm", dtype=policy)
+        self.place = choose(NORM_PLACES, config.norm_place, "place of norms")
+        self.attention_norm = norm(config, "attention_norm", policy) if config.first_norm else None
+        kind = choose(FEED_FORWARDS, config.feed_forward, "kind of feed-forward")
+        self.feed_forward = kind(config, name="feed_forward", dtype=policy)
+        self.feed_forward_norm = norm(config, "feed_forward_norm", policy)
         self.dropout = Dropout(config.hidden_dropout, dtype=policy)
 
     def build(self, x_shape: Any = None) -> None:
         self.attention.build()
-        self.attention_norm.build((None, self.config.hidden_dim))
+        if self.attention_norm is not None:
+            self.attention_norm.build((None, self.config.hidden_dim))
         self.feed_forward.build()
         self.feed_forward_norm.build((None, self.config.hidden_dim))
 
@@ -271,8 +321,16 @@ class Block(keras.layers.Layer):
         taps: Sequence[str] = (),
     ) -> tuple[Tensor, Taps]:
         """Rows `[R, D]` -> rows `[R, D]` and the taps of this layer that are asked for, of `BLOCK_TAPS`."""
+
+        def first(x: Tensor) -> Tensor:
+            return x if self.attention_norm is None else self.attention_norm(x, training=training)
+
+        def second(x: Tensor) -> Tensor:
+            return self.feed_forward_norm(x, training=training)
+
+        before, after, _ = self.place
         attended, found = self.attention(
-            x,
+            before(first, x),
             rows=rows,
             visible=visible,
             where=where,
@@ -281,9 +339,9 @@ class Block(keras.layers.Layer):
             seed=seeds[0],
             memory=memory,
         )
-        x = self.attention_norm(x + self.dropout(attended, training=training, seed=seeds[1]), training=training)
-        changed, inner = self.feed_forward(x, rows=rows, taps=taps)
-        x = self.feed_forward_norm(x + self.dropout(changed, training=training, seed=seeds[2]), training=training)
+        x = after(first, x + self.dropout(attended, training=training, seed=seeds[1]))
+        changed, inner = self.feed_forward(before(second, x), rows=rows, taps=taps)
+        x = after(second, x + self.dropout(changed, training=training, seed=seeds[2]))
         found |= inner
         if "layers" in taps:
             found["layers"] = rows.to_batch(x)
@@ -328,33 +386,40 @@ class Encoder(keras.Model):
             each layer are "layers" `[B, T, D]`, "attentions" `[B, N, T, S]`, "heads" (query, key, value and context
             of attention, each `[B, N, T, H]`) and "inner" (after the activation of the feed-forward, `[B, T, F]`).
             A tap that is not asked for costs nothing.
-        memory: L of `Memory`, one for each block, which reads it and appends to it. Not in training.
+        memory: L of `Memory`, one for each layer, which reads it and appends to it. Not in training.
         seen: bool `[B, T, P]`, which tokens in memory each new token attends to; None if the memory is empty. The
             features are then those of the new tokens, with their `positions`.
-        shift: float `[B, T, D]`, added to the token embeddings before the norm.
+        shift: float `[B, T, E]`, added to the token embeddings before the norm.
 
     Example:
         encoder = Encoder(SIZES["mini"])
         hidden = encoder(np.array([[101, 7592, 102]]))["sequence"]
 
     Raises:
-        ConfigError: an unknown feature, tap, mask, activation or kind of positions; a sequence known to be longer than
-            `max_positions`; or a memory with relative positions.
+        ConfigError: an unknown feature, tap, mask, activation, norm or kind of positions; or a sequence known to be
+            longer than `max_positions`, where positions are bounded.
     """
 
     def __init__(self, config: EncoderConfig, dtype: Any = None, name: str = "encoder", **kwargs: Any) -> None:
         super().__init__(dtype=dtype, name=name, **kwargs)
         self.config, self.recompute, self.tokens_only = config, False, False
         policy = self.dtype_policy
-        self.rule = choose(MASKS, config.attention_mask, "attention mask")
+        local, everywhere = (choose(MASKS, name, "attention mask") for name in (config.attention_mask, "bidirectional"))
+        every = config.global_every
+        self.rules = [everywhere if every and i % every == 0 else local for i in range(config.num_layers)]
 
         # === Layers ===
         self.tokens = Embedding(config, config.vocab_size, name="tokens", dtype=policy)
         self.segments = Embedding(config, config.num_segments, name="segments", dtype=policy)
         self.where = choose(POSITIONS, config.positions, "kind of positions")(config, name="positions", dtype=policy)
-        self.norm = LayerNorm(config.layer_norm_epsilon, name="norm", dtype=policy)
+        self.norm = norm(config, "norm", policy) if config.embedding_norm else None
         self.dropout = Dropout(config.hidden_dropout, dtype=policy)
-        self.blocks = [Block(config.layer(i), name=f"block_{i}", dtype=policy) for i in range(config.num_layers)]
+        self.projection = None
+        if config.embedding_width != config.hidden_dim:
+            self.projection = dense(config, config.hidden_dim, "projection", policy, use_bias=config.use_bias)
+        self.blocks = [Block(config.layer(i), name=f"block_{i}", dtype=policy) for i in range(config.num_blocks)]
+        at_the_end = choose(NORM_PLACES, config.norm_place, "place of norms").at_the_end
+        self.final_norm = norm(config, "final_norm", policy) if at_the_end else None
 
         # === Weights ===
         self.build()
@@ -362,7 +427,10 @@ class Encoder(keras.Model):
     def build(self, input_shape: Any = None) -> None:
         for layer in (self.tokens, self.segments, self.where):
             layer.build(None)
-        self.norm.build((None, self.config.hidden_dim))
+        narrow, wide = self.config.embedding_width, self.config.hidden_dim
+        for reader, width in ((self.norm, narrow), (self.projection, narrow), (self.final_norm, wide)):
+            if reader is not None:
+                reader.build((None, width))
         for block in self.blocks:
             block.build()
         self.built = True
@@ -385,7 +453,7 @@ class Encoder(keras.Model):
         if len(token_ids.shape) != 2:
             raise ConfigError(f"token_ids must be of shape [B, T], got {tuple(token_ids.shape)}")
         length = token_ids.shape[1]
-        counted = self.config.positions == "absolute" and "positions" not in full
+        counted = self.where.bounded and "positions" not in full
         if length is not None and counted and length > self.config.max_positions:
             raise ConfigError(f"{length} tokens in a row, but the model has {self.config.max_positions} positions")
         full.setdefault("segment_ids", ops.zeros_like(token_ids))
@@ -400,7 +468,9 @@ class Encoder(keras.Model):
         if shift is not None:
             tokens += ops.cast(shift, tokens.dtype)
         x = tokens + self.segments(features["segment_ids"])
-        return self.dropout(self.norm(self.where.embed(x, features["positions"])), training=training)
+        x = self.where.embed(x, features["positions"])
+        x = self.dropout(x if self.norm is None else self.norm(x), training=training)
+        return x if self.projection is None else self.projection(x)
 
     def contextualise(
         self,
@@ -416,28 +486,27 @@ class Encoder(keras.Model):
         if unknown:
             raise ConfigError(f"unknown taps {unknown}; choose of {TAPS}")
         features = self.complete(features)
-        if memory and self.where.of_pairs:
-            raise ConfigError(f"positions of the kind {self.config.positions} are relative: no memory can be kept")
         rows = (TokenRows if self.tokens_only and training else Rows)(features["padding_mask"])
         shared = {
             "rows": rows,
-            "visible": attention_mask(self.rule, features, self.config, seen),
-            "where": self.where,
             "positions": features["positions"],
             "training": training,
             "taps": taps,
         }
         out: dict[str, Any] = {name: [] for name in BLOCK_TAPS if name in taps}
         x = rows.to_rows(embedded)
-        for i, block in enumerate(self.blocks):
+        visible = {rule: attention_mask(rule, features, self.config, seen) for rule in dict.fromkeys(self.rules)}
+        for i, rule in enumerate(self.rules):
+            block = self.blocks[self.config.block_of(i)]
             run = block.again if self.recompute and training else block
-            x, found = run(x, **shared, memory=memory[i] if memory else None)
+            of_layer = {"where": self.where.at(i), "visible": visible[rule], "memory": memory[i] if memory else None}
+            x, found = run(x, **shared, **of_layer)
             for name, tap in found.items():
                 out[name].append(tap)
         if "embedded" in taps:
             out["embedded"] = embedded
         if "sequence" in taps:
-            out["sequence"] = rows.to_batch(x)
+            out["sequence"] = rows.to_batch(x if self.final_norm is None else self.final_norm(x, training=training))
         return out
 
     def call(

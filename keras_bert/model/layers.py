@@ -7,7 +7,8 @@ from keras import ops
 
 from keras_bert.config import EncoderConfig
 from keras_bert.model import kernels
-from keras_bert.model.encoder import LayerNorm, dense
+from keras_bert.model.encoder import dense
+from keras_bert.model.norms import norm
 
 Tensor = Any
 
@@ -38,12 +39,12 @@ class TiedLogits(keras.layers.Layer):
         super().__init__(**kwargs)
         self.config = config
         act = kernels.activation(config.activation)
-        self.transform = dense(config, config.hidden_dim, "transform", self.dtype_policy, act)
-        self.norm = LayerNorm(config.layer_norm_epsilon, name="norm", dtype=self.dtype_policy)
+        self.transform = dense(config, config.embedding_width, "transform", self.dtype_policy, act)
+        self.norm = norm(config, "norm", self.dtype_policy)
 
     def build(self, input_shape: Any = None) -> None:
         self.transform.build((None, self.config.hidden_dim))
-        self.norm.build((None, self.config.hidden_dim))
+        self.norm.build((None, self.config.embedding_width))
         self.bias = self.add_weight(name="bias", shape=(self.config.vocab_size,), initializer="zeros")
 
     def call(self, hidden: Tensor, table: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ def local(features: dict[str, Any], config: EncoderConfig) -> Any:
     return ops.expand_dims(ops.abs(distances(features)) <= config.local_window // 2, 0)
 
 
+def right_to_left(features: dict[str, Any], config: EncoderConfig) -> Any:
+    """A position attends to itself and to those after it: bool `[1, T, S]`."""
+    return ops.expand_dims(distances(features) >= 0, 0)
+
+
 def seq2seq(features: dict[str, Any], config: EncoderConfig) -> Any:
     """Segment 0 attends to itself, a later segment to segment 0 and to what precedes (UniLM, Dong et al. 2019).
 
@@ -46,6 +51,23 @@ def packed(features: dict[str, Any]) -> Any:
     return ops.equal(ops.expand_dims(features["pack_ids"], 2), ops.expand_dims(features["pack_ids"], 1))
 
 
+def ordered(features: dict[str, Any]) -> Any:
+    """Positions attend to those whose `order` is not above their own; questions are seen by their like alone.
+
+    One rule for permuted (XLNet, Yang et al. 2019), pseudo-masked (UniLMv2, Bao et al. 2020) and other orders of a row.
+    A position for which `asks` is true is a question: it attends to what comes before its order, and to questions of
+    the same order; nothing else attends to it. Bool `[B, T, S]`.
+    """
+    order = ops.cast(features["order"], "int32")
+    of_target, of_source = ops.expand_dims(order, 2), ops.expand_dims(order, 1)
+    if "asks" not in features:
+        return of_source <= of_target
+    asks = ops.cast(features["asks"], "bool")
+    target_asks, source_asks = ops.expand_dims(asks, 2), ops.expand_dims(asks, 1)
+    content = ops.where(target_asks, of_source < of_target, of_source <= of_target)
+    return ops.where(source_asks, ops.logical_and(target_asks, ops.equal(of_source, of_target)), content)
+
+
 def distances(features: dict[str, Any]) -> Any:
     """Source index minus target index, int32 `[T, S]`."""
     indices = ops.arange(ops.shape(features["padding_mask"])[1])
@@ -58,12 +80,14 @@ def attention_mask(rule: Rule, features: dict[str, Any], config: EncoderConfig, 
     With P earlier tokens in memory, `seen` bool `[B, T, P]` says which of them each new token attends to; the result is
     then `[B, 1, T, P + T]`.
 
-    If the features have `pack_ids`, `packed` applies too, whatever the rule: packing is a property of a batch, not of
-    the model, which need not know how it was trained.
+    If the features have `pack_ids`, `packed` applies too, and with `order`, `ordered`, whatever the rule: both are
+    properties of a batch, not of the model, which need not know how it was trained.
     """
     visible = ops.expand_dims(ops.cast(features["padding_mask"], "bool"), 1)  # [B, 1, S]
     if "pack_ids" in features:
         visible = ops.logical_and(visible, packed(features))
+    if "order" in features:
+        visible = ops.logical_and(visible, ordered(features))
     visible = ops.logical_and(rule(features, config), visible)
     if seen is not None:
         shape = ops.shape(features["token_ids"])
@@ -71,4 +95,11 @@ def attention_mask(rule: Rule, features: dict[str, Any], config: EncoderConfig, 
     return ops.expand_dims(visible, 1)
 
 
-MASKS: dict[str, Rule] = {"bidirectional": bidirectional, "causal": causal, "local": local, "seq2seq": seq2seq}
+MASKS: dict[str, Rule] = {
+    "bidirectional": bidirectional,
+    "causal": causal,
+    "right_to_left": right_to_left,
+    "local": local,
+    "seq2seq": seq2seq,
+    "prefix": seq2seq,
+}

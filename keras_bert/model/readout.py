@@ -6,7 +6,7 @@ Devlin et al. 2019, section 5.3, compare these layers as features of a frozen en
 Shapes: B rows, T tokens, D hidden size, E width of what is read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_bert.config import EncoderConfig, choose
 from keras_bert.errors import ConfigError
+from keras_bert.model.kernels import ACTIVATIONS
 
 Tensor = Any
 LOW = -1e30
@@ -135,7 +136,54 @@ def largest(x: Tensor, mask: Tensor) -> Tensor:
     return ops.where(ops.any(real, axis=1), found, 0.0)
 
 
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cls": cls, "mean": mean, "max": largest}
+def mean_sqrt(x: Tensor, mask: Tensor) -> Tensor:
+    """The sum over real positions, over the square root of how many they are."""
+    count = ops.sum(ops.cast(mask, "float32"), axis=1, keepdims=True)
+    return mean(x, mask) * ops.sqrt(count)
+
+
+def weighted_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean over real positions with the weights 1, 2, 3, ... (Muennighoff 2022, https://arxiv.org/abs/2202.08904).
+
+    Padding stands at the end of a row.
+    """
+    weights = ops.cast(mask, "float32") * ops.arange(1, ops.shape(mask)[1] + 1, dtype="float32")
+    total = ops.sum(ops.cast(x, "float32") * weights[:, :, None], axis=1)
+    return total / ops.maximum(ops.sum(weights, axis=1, keepdims=True), 1.0)
+
+
+def last(x: Tensor, mask: Tensor) -> Tensor:
+    """The last real position; zeros where there is none."""
+    real = ops.cast(mask, "int32")
+    place = ops.arange(ops.shape(mask)[1], dtype="int32")
+    end = ops.max(place * real, axis=1, keepdims=True)
+    chosen = ops.cast(ops.equal(place, end), "int32") * real
+    return ops.sum(ops.cast(x, "float32") * ops.cast(chosen, "float32")[:, :, None], axis=1)
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cls": cls,
+    "mean": mean,
+    "max": largest,
+    "mean_sqrt": mean_sqrt,
+    "weighted_mean": weighted_mean,
+    "last": last,
+}
+
+
+def joined(poolings: Sequence[str], x: Tensor, mask: Tensor) -> Tensor:
+    """The vectors of several poolings, by name, side by side: `[B, E]` of each."""
+    vectors = [choose(POOLINGS, name, "pooling")(x, mask) for name in poolings]
+    return ops.concatenate(vectors, axis=-1) if len(vectors) > 1 else vectors[0]
+
+
+DENSE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **ACTIVATIONS,
+    "identity": lambda x: x,
+    "sigmoid": ops.sigmoid,
+    "silu": ops.silu,
+}
+"""Activations of dense layers over a pooled vector."""
 
 
 def normalized(x: Tensor) -> Tensor:

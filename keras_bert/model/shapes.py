@@ -17,20 +17,23 @@ Shapes = dict[str, Shape]
 Parts = dict[str, Shapes]
 """Part -> its weights. A checkpoint holds a part as a whole or not at all."""
 
-PARTS = ("encoder", "pooler", "masked_lm", "next_sentence", "readout", "logits")
+PARTS = ("encoder", "pooler", "masked_lm", "next_sentence", "readout", "dense", "logits")
 
 
 # === Layers ===
 
 
-def dense(path: str, inputs: int, units: int) -> Shapes:
+def dense(path: str, inputs: int, units: int, use_bias: bool = True) -> Shapes:
     """A dense layer."""
-    return {f"{path}/kernel": (inputs, units), f"{path}/bias": (units,)}
+    return {f"{path}/kernel": (inputs, units)} | ({f"{path}/bias": (units,)} if use_bias else {})
 
 
-def norm(path: str, width: int) -> Shapes:
-    """A layer norm."""
-    return {f"{path}/gamma": (width,), f"{path}/beta": (width,)}
+def norm(path: str, width: int, config: EncoderConfig) -> Shapes:
+    """The norm that the config names."""
+    from keras_bert.model.norms import NORMS  # brings Keras, which opening a checkpoint does not need
+
+    names = choose(NORMS, config.norm, "norm").weight_names
+    return {f"{path}/{name}": (width,) for name in names if config.norm_bias or name != "beta"}
 
 
 def lstm(path: str, inputs: int, units: int) -> Shapes:
@@ -48,24 +51,27 @@ def attention(path: str, config: EncoderConfig) -> Shapes:
     width = config.num_heads * config.head_dim
     shapes: Shapes = {}
     for name in ("query", "key", "value"):
-        shapes |= dense(f"{path}/{name}", config.hidden_dim, width)
-    return shapes | dense(f"{path}/output", width, config.hidden_dim)
+        shapes |= dense(f"{path}/{name}", config.hidden_dim, width, config.use_bias)
+    return shapes | dense(f"{path}/output", width, config.hidden_dim, config.use_bias)
 
 
 def feed_forward(path: str, config: EncoderConfig) -> Shapes:
     """The two dense layers of a block."""
-    return dense(f"{path}/inner", config.hidden_dim, config.intermediate_dim) | dense(
-        f"{path}/outer", config.intermediate_dim, config.hidden_dim
-    )
+    from keras_bert.model.encoder import FEED_FORWARDS
+
+    kind = choose(FEED_FORWARDS, config.feed_forward, "kind of feed-forward")
+    inner = {f"{path}/inner/{name}": shape for name, shape in kind.inner_shapes(config).items()}
+    return inner | dense(f"{path}/outer", config.intermediate_dim, config.hidden_dim, config.use_bias)
 
 
 def block(path: str, config: EncoderConfig) -> Shapes:
     """One layer of the encoder; `config` has its sizes, see `EncoderConfig.layer`."""
+    width = config.hidden_dim
     return {
         **attention(f"{path}/attention", config),
-        **norm(f"{path}/attention_norm", config.hidden_dim),
+        **(norm(f"{path}/attention_norm", width, config) if config.first_norm else {}),
         **feed_forward(f"{path}/feed_forward", config),
-        **norm(f"{path}/feed_forward_norm", config.hidden_dim),
+        **norm(f"{path}/feed_forward_norm", width, config),
     }
 
 
@@ -79,15 +85,20 @@ def positions(path: str, config: EncoderConfig) -> Shapes:
 
 def encoder_weights(config: EncoderConfig) -> Shapes:
     """The whole encoder."""
+    from keras_bert.model.norms import NORM_PLACES
+
+    narrow, wide = config.embedding_width, config.hidden_dim
     shapes = {
-        "encoder/tokens/embeddings": (config.vocab_size, config.hidden_dim),
-        "encoder/segments/embeddings": (config.num_segments, config.hidden_dim),
+        "encoder/tokens/embeddings": (config.vocab_size, narrow),
+        "encoder/segments/embeddings": (config.num_segments, narrow),
         **positions("encoder/positions", config),
-        **norm("encoder/norm", config.hidden_dim),
+        **(norm("encoder/norm", narrow, config) if config.embedding_norm else {}),
+        **(dense("encoder/projection", narrow, wide, config.use_bias) if narrow != wide else {}),
     }
-    for i in range(config.num_layers):
+    for i in range(config.num_blocks):
         shapes |= block(f"encoder/block_{i}", config.layer(i))
-    return shapes
+    at_the_end = choose(NORM_PLACES, config.norm_place, "place of norms").at_the_end
+    return shapes | (norm("encoder/final_norm", wide, config) if at_the_end else {})
 
 
 # === Heads ===
@@ -100,8 +111,8 @@ def pooler(config: EncoderConfig) -> Shapes:
 
 def masked_lm(config: EncoderConfig) -> Shapes:
     """The masked language model; its last product is with the token table, so it adds a bias only."""
-    width = config.hidden_dim
-    transform = dense("head/masked_lm/transform", width, width) | norm("head/masked_lm/norm", width)
+    width = config.embedding_width
+    transform = dense("head/masked_lm/transform", config.hidden_dim, width) | norm("head/masked_lm/norm", width, config)
     return transform | {"head/masked_lm/bias": (config.vocab_size,)}
 
 
@@ -130,16 +141,24 @@ def readout(config: EncoderConfig, head: Any) -> tuple[Shapes, int]:
     return shapes, width
 
 
-def vectors(config: EncoderConfig, head: HeadConfig) -> Parts:
-    """A head that answers with the vectors that it reads."""
-    shapes, _ = readout(config, head)
-    return {"readout": shapes} if shapes else {}
+def vectors(config: EncoderConfig, head: Any) -> Parts:
+    """A head that answers with the vectors that it reads, after dense layers where it has any."""
+    shapes, width = readout(config, head)
+    parts: Parts = {"readout": shapes} if shapes else {}
+    width *= len(head.poolings) if head.dense_units else 1
+    layers: Shapes = {}
+    for i, (units, bias) in enumerate(zip(head.dense_units, head.dense_biases, strict=True)):
+        layers[f"head/dense_{i}/kernel"] = (width, units)
+        layers |= {f"head/dense_{i}/bias": (units,)} if bias else {}
+        width = units
+    return parts | ({"dense": layers} if layers else {})
 
 
 def tokens(config: EncoderConfig, head: HeadConfig) -> Parts:
     """A head with logits for each token."""
-    _, width = readout(config, head)
-    return vectors(config, head) | {"logits": dense("head/logits", width, head.width)}
+    shapes, width = readout(config, head)
+    parts: Parts = {"readout": shapes} if shapes else {}
+    return parts | {"logits": dense("head/logits", width, head.width)}
 
 
 def sentence(config: EncoderConfig, head: Any) -> Parts:

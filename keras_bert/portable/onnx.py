@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_bert.checkpoints.checkpoints import Checkpoint, load, open_checkpoint
+from keras_bert.checkpoints.checkpoints import Checkpoint, as_trained, load, open_checkpoint
 from keras_bert.config import TASKS, choose
 from keras_bert.errors import CheckpointError, ConfigError, KerasBertError
 from keras_bert.portable import portable
@@ -80,9 +80,8 @@ def write(path: str | Path, run: str | Path | Checkpoint, precision: str = "int8
         CheckpointError: the run cannot be read, or has no trained head; or the directory cannot be written.
     """
     choose(PRECISIONS, precision, "precision")
-    checkpoint = run if isinstance(run, Checkpoint) else open_checkpoint(run)
-    if checkpoint.head is None or checkpoint.data is None:
-        raise CheckpointError(f"{checkpoint.path}: has no trained head; run `keras-bert finetune` first")
+    checkpoint = as_trained(run if isinstance(run, Checkpoint) else open_checkpoint(run))
+    assert checkpoint.head is not None
     head = checkpoint.head
     if not head.portable:
         known = ", ".join(task for task, kind in TASKS.items() if kind.portable)
@@ -90,7 +89,7 @@ def write(path: str | Path, run: str | Path | Checkpoint, precision: str = "int8
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"writing ONNX needs {', '.join(missing)}: `pip install {' '.join(missing)}` (extra `onnx`)")
-    pair = bool(checkpoint.data.text_pair_column) and head.reads != "each"
+    pair = checkpoint.data is not None and bool(checkpoint.data.text_pair_column) and head.reads != "each"
     content = _converted(checkpoint.path, precision)
     portable.write(path, MODEL_FILE, content, checkpoint.vocabulary, head, checkpoint.text, pair, precision)
 
@@ -123,7 +122,7 @@ def _main(run: str, folder: str, precision: str) -> int:
     from keras_bert.tasks.network import Network
 
     try:
-        found = open_checkpoint(run)
+        found = as_trained(open_checkpoint(run))
         assert found.head is not None
         network = Network(found.encoder, found.head)
         load(network, found)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_bert.config import HeadConfig, TextConfig, choose, dumps, from_dict, to_dict
-from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.files import replacing, write_atomic
 from keras_bert.text.vocabulary import read_vocabulary
 from keras_bert.text.wordpiece import WordPiece
@@ -181,7 +181,7 @@ class LiteModel:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: is no LiteRT or ONNX model of ours, or is damaged ({error!r})") from error
         vocabulary = read_vocabulary(path / VOCABULARY_FILE)
-        self.tokenizer = WordPiece(vocabulary, self.text.do_lower_case, self.text.flavour)
+        self.tokenizer = WordPiece(vocabulary, **self.text.tokenizer)
         self.cls_id, self.sep_id = vocabulary.index("[CLS]"), vocabulary.index("[SEP]")
         try:
             self._run = runner(content, num_threads)
@@ -205,9 +205,16 @@ class LiteModel:
         """What the model gives for one text, or one pair: as `Head.answer`, without the first axis; and `truncated`.
 
         Some models in ONNX give what the answer is to be found from instead, see `onnx.OUTPUTS`.
+
+        Raises:
+            ConfigError: it got a pair for a text or a text for a pair.
+            DataError: a text is no string.
         """
         if len(segments) != 1 + self.pair:
             raise ConfigError("this model reads " + ("pairs: give two texts" if self.pair else "single texts"))
+        for segment in segments:
+            if not isinstance(segment, str):
+                raise DataError(f"a text must be a string, got {type(segment).__name__}; ask for one text at a time")
         ids, kinds, truncated = self.row(*segments)
         values = zip(INPUTS, (ids, kinds, [1] * len(ids)), strict=True)
         found = self._run({name: np.array([value], np.int32) for name, value in values})
@@ -217,7 +224,8 @@ class LiteModel:
         """As `Bert.predict` for one text, or one pair.
 
         Raises:
-            ConfigError: the model gives no answer but logits.
+            ConfigError: the model gives no answer but logits, or got a pair for a text or a text for a pair.
+            DataError: a text is no string.
         """
         found, labels = self.arrays(*segments), self.head.labels
         if "logits" in found:

@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_bert.server.json_tensor import RequestError, decimals, is_base64, quote, to_bytes
+from keras_bert.server.json_reader import members
+from keras_bert.server.json_tensor import (
+    RequestError,
+    decimals,
+    is_base64,
+    json_type,
+    quote,
+    to_bytes,
+    until_nul,
+)
 
-_JSON_TYPES = {type(None): "Null", list: "Array", dict: "Object", str: "String", bool: "Bool"}
 _LISTS = {"int64": "int64_list", "float": "float_list", "bytes": "bytes_list"}
 
 
@@ -39,36 +47,40 @@ def read_examples(document: Mapping[str, Any]) -> np.ndarray:
 
 def _example(value: Any) -> bytes:
     if not isinstance(value, dict):
-        raise RequestError(f"Example must be JSON object but got JSON {_json_type(value)}")
+        raise RequestError(f"Example must be JSON object but got JSON {json_type(value)}")
     example = tf.train.Example()
-    for name, content in value.items():
+    for key, content in members(value):  # of equal names the last counts here, unlike anywhere else
+        name = to_bytes(until_nul(key)).decode()
         feature = example.features.feature[name]
+        feature.Clear()
         for item in content if isinstance(content, list) else [content]:
             _add(feature, name, item)
     return example.SerializeToString()
 
 
 def _add(feature: tf.train.Feature, name: str, item: Any) -> None:
-    kind, value = _convert(name, item)
-    already = feature.WhichOneof("kind")
-    if already not in (None, _LISTS[kind]):
-        expected = already.removesuffix("_list")
-        raise RequestError(f"Unexpected element type in feature: {name} expecting type: {expected}")
+    kind, value = _convert(name, item, feature.WhichOneof("kind"))
     getattr(feature, _LISTS[kind]).value.append(value)
 
 
-def _convert(name: str, item: Any) -> tuple[str, Any]:
-    """The kind of list that an element belongs in, and its value there."""
-    if isinstance(item, str) or is_base64(item):
-        return "bytes", to_bytes(item)
-    if not isinstance(item, bool | int | float):
-        raise RequestError(f"Feature: {name} has element with unexpected JSON type: {_json_type(item)}")
-    if isinstance(item, float) or not -(2**63) <= item < 2**64:  # a larger integer is read as a decimal
+def _convert(name: str, item: Any, already: str | None) -> tuple[str, Any]:
+    """The kind of list that an element belongs in, and its value there; `already` is the kind of those before."""
+    if not (isinstance(item, bool | int | float | str) or is_base64(item)):
+        raise RequestError(f"Feature: {name} has element with unexpected JSON type: {json_type(item)}")
+    kind = "bytes"
+    if isinstance(item, bool | int | float):  # an integer beyond 64 bits is read as a decimal
+        kind = "float" if isinstance(item, float) or not -(2**63) <= item < 2**64 else "int64"
+    if already not in (None, _LISTS[kind]):
+        expected = already.removesuffix("_list")
+        raise RequestError(f"Unexpected element type in feature: {name} expecting type: {expected}")
+    if kind == "bytes":
+        return kind, to_bytes(item)
+    if kind == "float":
         with np.errstate(over="ignore"):
-            return "float", float(np.float32(item))
+            return kind, float(np.float32(item))
     if item >= 2**63:
-        raise RequestError(f"Feature: {name} has uint64 element. Only int64 is supported.")
-    return "int64", int(item)
+        raise RequestError(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
+    return kind, int(item)
 
 
 def write_classes(classes: np.ndarray | None, scores: np.ndarray | None) -> bytes:
@@ -93,7 +105,3 @@ def _results(texts: Any) -> bytes:
     if not rows:
         raise RequestError("Cannot convert empty ClassificationResults to JSON")
     return ('{\n    "results": [' + ", ".join(rows) + "]\n}").encode("utf-8", "surrogateescape")
-
-
-def _json_type(value: Any) -> str:
-    return _JSON_TYPES.get(type(value), "Number")

@@ -1,9 +1,16 @@
 """JSON to arrays and back, the way TF Serving's REST interface does it. Needs NumPy alone.
 
 A request document holds either `instances` (row form: a list with one element per row) or `inputs`
-(columnar form: whole tensors). Strings are `object` arrays of `bytes`. Messages follow TF Serving's
-wording, except that values quoted in them are cut short, and that text which is not valid UTF-8 (or a
-lone surrogate escape) is refused here, where TF Serving lets raw bytes through.
+(columnar form: whole tensors). Strings are `object` arrays of `bytes`. Documents are read as rapidjson reads
+them, and messages follow TF Serving's wording, except that values quoted in them stand on one line and are
+cut short.
+
+Four kinds of requests that TF Serving takes are refused or mended here:
+- Text that is not UTF-8, or holds a lone low surrogate, is refused; there its raw bytes reach the model.
+- An integer beyond the range of int8, uint8 or int16 is refused; there it wraps around.
+- A tensor of 64 dimensions or more is refused; NumPy has no more.
+- A key that a row names twice counts once, its first value, though all must fit; there every value is taken,
+  so that the rows after it get the values of others.
 """
 
 import base64
@@ -16,14 +23,21 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from keras_bert.server import json_reader
+from keras_bert.server.json_reader import Members, members
+
 _TF_NAMES = {"object": "string", "float32": "float", "float64": "double", "float16": "half"}
 _INT_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint32", "uint64")  # TF Serving lacks uint16
 _JSON_TYPES = ("object", "bool", "float32", "float64", *_INT_TYPES)  # and float16
 _DECIMAL_WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+_ALL_DIGITS = {4: 9, 8: 17}  # of a decimal, by its bytes
 _MAX_RANK = 64  # NumPy's own limit
 _MAX_QUOTE = 200
-_MAX_DEEP = 2 * 2**20  # characters that are read without recursion: some seconds
-_SPACE = re.compile(r"[ \t\r\n]*")
+_MAX_FLOAT = float(np.finfo(np.float32).max)
+_CODES = {400: "INVALID_ARGUMENT", 501: "UNIMPLEMENTED"}
+_JSON_KINDS = {type(None): "Null", dict: "Object", Members: "Object", list: "Array", str: "String"}  # and Number
+_SPACE = re.compile(r"[ \t\n\v\f\r]+")
+_BASE64 = re.compile(r"([A-Za-z0-9+/]*)([=.]*)")
 
 
 class RequestError(Exception):
@@ -35,77 +49,20 @@ class RequestError(Exception):
 
 
 def parse_document(body: bytes) -> dict[str, Any]:
-    """Reads the JSON object at the start of a request body; bytes after it are ignored.
+    """Reads the JSON object at the start of a request body; bytes after it are ignored. Of equal keys the first counts.
 
     Raises:
-        RequestError: the body is empty, not JSON, not an object, or large and nested thousands of levels deep.
+        RequestError: the body is empty, not JSON, not an object, or nested a million levels deep.
     """
-    text = body.decode("utf-8", "surrogateescape").removeprefix("\ufeff").lstrip(" \t\r\n")
-    if not text:
+    if not body:
         raise RequestError("JSON Parse error: The document is empty")
     try:
-        try:
-            document, _ = json.JSONDecoder().raw_decode(text)
-        except RecursionError:
-            if len(text) > _MAX_DEEP:
-                raise RequestError("JSON Parse error: The document is nested too deeply.") from None
-            document = _parse_deep(text)
-    except json.JSONDecodeError as error:
-        raise RequestError(f"JSON Parse error: Invalid value. at offset: {error.pos}") from None
-    except ValueError:  # an integer with more digits than Python converts
-        raise RequestError("JSON Parse error: Number too big to be stored in double.") from None
+        document = json_reader.read(body)
+    except json_reader.ParseError as error:
+        raise RequestError(f"JSON Parse error: {error}") from None
     if not isinstance(document, dict):
         raise RequestError(f"JSON Value: {quote(document)} Is not object")
     return document
-
-
-def _parse_deep(text: str) -> Any:
-    """The JSON value at the start of `text`, read without recursion; slow, so only for what nests deeply.
-
-    Raises:
-        json.JSONDecodeError: there is none.
-    """
-    decoder, position = json.JSONDecoder(), 0
-    root: list = []
-    open_ones: list[list | dict] = [root]  # the containers that are not closed,
-    keys = [""]  # and the last key of each
-    while not root or len(open_ones) > 1:
-        position = _SPACE.match(text, position).end()  # type: ignore[union-attr]  # it matches anywhere
-        sign, inner = text[position : position + 1], open_ones[-1]
-        if sign and sign in "]}" and len(open_ones) > 1 and sign == ("]" if isinstance(inner, list) else "}"):
-            open_ones.pop()
-            keys.pop()
-            position += 1
-            continue
-        if inner is not root and inner:
-            position = _skip(text, position, ",")
-        if isinstance(inner, dict):
-            if text[position : position + 1] != '"':
-                raise json.JSONDecodeError("Missing a name for object member", text, position)
-            keys[-1], position = decoder.raw_decode(text, position)
-            position = _skip(text, position, ":")
-        value: Any
-        if text[position : position + 1] in ("[", "{"):
-            value = [] if text[position] == "[" else {}
-            position += 1
-        else:
-            value, position = decoder.raw_decode(text, position)
-        if isinstance(inner, dict):
-            inner[keys[-1]] = value
-        else:
-            inner.append(value)
-        if isinstance(value, list | dict):
-            open_ones.append(value)
-            keys.append("")
-    return root[0]
-
-
-def _skip(text: str, position: int, sign: str) -> int:
-    """The place of the next value after `sign`, which must come next."""
-    position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
-    if text[position : position + 1] != sign:
-        raise json.JSONDecodeError(f"Expecting {sign!r}", text, position)
-    return _SPACE.match(text, position + 1).end()  # type: ignore[union-attr]
 
 
 def signature_name(document: Mapping[str, Any]) -> str:
@@ -138,12 +95,12 @@ def read_inputs(document: Mapping[str, Any], dtypes: Mapping[str, np.dtype]) -> 
     if "instances" in document and "inputs" in document:
         raise RequestError(
             f"JSON Value: {quote(document)} Not formatted correctly expecting only one of "
-            "'inputs' or 'instances' keys to exist"
+            "'inputs' or 'instances' keys to exist "
         )
     if "instances" in document:
         rows = document["instances"]
         if not isinstance(rows, list):
-            raise RequestError(f"JSON Value: {quote(document)} Excepting 'instances' to be an list/array")
+            raise RequestError(f"JSON Value: {quote(document)} Expecting 'instances' to be an list/array")
         if not rows:
             raise RequestError(f"JSON Value: {quote(document)} No values in 'instances' array")
         return _read_rows(rows, dtypes), True
@@ -193,17 +150,21 @@ def _read_rows(rows: list, dtypes: Mapping[str, np.dtype]) -> dict[str, np.ndarr
         if _is_named(row) != named:
             wanted, got = ("object", "list") if named else ("value/list", "object")
             raise RequestError(f"Expecting {wanted} but got {got} at item {index} of input list")
-        for name, value in row.items() if named else [(only, row)]:
+        seen = set()
+        for key, value in members(row) if named else [(only, row)]:
+            name = until_nul(key)
             try:
                 shape, values = _flatten(value, name, dtypes)
                 _check_same(shapes.setdefault(name, shape), shape)
             except RequestError as error:
                 where = f"element: {index} key: {name}" if named else f"element: {index}"
                 raise RequestError(
-                    f"Failed to process {where} of 'instances' list. Error: INVALID_ARGUMENT: {error}"
+                    f"Failed to process {where} of 'instances' list. Error: {_CODES[error.status]}: {error}"
                 ) from None
-            leaves[name] += values
-        if named and row.keys() != dtypes.keys():
+            if name not in seen:
+                leaves[name] += values
+                seen.add(name)
+        if named and seen != dtypes.keys():
             raise RequestError(
                 f"Failed to process element: {index} of 'instances' list. JSON object: {quote(row)} "
                 f"keys must be equal to: {','.join(sorted(dtypes))}"
@@ -238,22 +199,36 @@ def _flatten(value: Any, name: str, dtypes: Mapping[str, np.dtype]) -> tuple[lis
         first = first[0] if first else None
     if len(shape) >= _MAX_RANK:  # one more is needed for the rows
         raise RequestError(f"JSON Value: {quote(value)} has {len(shape)} nested lists, too many for a tensor")
+    leaves = _leaves(value, shape)
+    return shape, _walk(value, 0, shape, dtypes[name]) if leaves is None else _check_leaves(leaves, dtypes[name])
+
+
+def _leaves(value: Any, shape: list[int]) -> list | None:
+    """The values in nested lists of this shape, in the order of the text; None if a list has another size or place."""
     leaves = [value]
-    for level, size in enumerate(shape):
-        for item in leaves:
-            if not isinstance(item, list):
-                raise RequestError(
-                    f"JSON Value: {quote(item)} found at incorrect level: {level + 1} in the JSON DOM. "
-                    f"Expected at level: {len(shape)}"
-                )
-            if len(item) != size:
-                raise RequestError(
-                    f"Encountered list at unexpected size: {len(item)} at level: {level} expected size: {size}"
-                )
+    for size in shape:
+        if not all(isinstance(item, list) and len(item) == size for item in leaves):
+            return None
         leaves = list(chain.from_iterable(leaves))
-    if any(isinstance(item, list) for item in leaves):
-        raise RequestError(f"Encountered list at unexpected level: {len(shape)} expected < {len(shape)}")
-    return shape, _check_leaves(leaves, dtypes[name])
+    return None if any(isinstance(item, list) for item in leaves) else leaves
+
+
+def _walk(value: Any, level: int, shape: list[int], dtype: np.dtype) -> list:
+    """The checked values, one at a time, so that what is wrong first in the text is what is raised."""
+    if not isinstance(value, list):
+        if level != len(shape):
+            raise RequestError(
+                f"JSON Value: {quote(value)} found at incorrect level: {level + 1} in the JSON DOM. "
+                f"Expected at level: {len(shape)}"
+            )
+        return _check_leaves([value], dtype)
+    if level >= len(shape):
+        raise RequestError(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
+    if len(value) != shape[level]:
+        raise RequestError(
+            f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
+        )
+    return list(chain.from_iterable(_walk(item, level + 1, shape, dtype) for item in value))
 
 
 def _check_same(first: list[int], shape: list[int]) -> None:
@@ -266,8 +241,10 @@ def _check_same(first: list[int], shape: list[int]) -> None:
 
 def _check_leaves(leaves: list, dtype: np.dtype) -> list:
     """The values as Python objects that fit `dtype`: bytes for strings, the rest as they came."""
-    if dtype.name not in _JSON_TYPES:
-        raise RequestError(f"Conversion of JSON Value to type: {_tf_name(dtype)}", status=501)
+    if dtype.name not in _JSON_TYPES and leaves:
+        if isinstance(leaves[0], dict):
+            _refuse_type(leaves[0], dtype)
+        raise RequestError(f"Conversion of JSON Value: {quote(leaves[0])} to type: {_tf_name(dtype)}", status=501)
     if dtype.kind == "O":
         return [to_bytes(leaf) for leaf in leaves]
     wanted = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))  # exact: a bool is no number
@@ -279,12 +256,13 @@ def _check_leaves(leaves: list, dtype: np.dtype) -> list:
 
 
 def to_bytes(leaf: Any) -> bytes:
+    """The bytes of a string, or of an object that holds them in base64, with or without padding and with any spaces.
+
+    Raises:
+        RequestError: it is neither, or its text is no base64, or not UTF-8.
+    """
     if is_base64(leaf):
-        encoded = leaf["b64"]
-        try:
-            return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-        except ValueError:
-            raise RequestError("Unable to base64 decode") from None
+        return _decode_base64(leaf["b64"])
     if isinstance(leaf, dict):
         raise RequestError(f"JSON Value: {quote(leaf)} not formatted correctly for base64 data")
     if not isinstance(leaf, str):
@@ -293,6 +271,13 @@ def to_bytes(leaf: Any) -> bytes:
         return leaf.encode("utf-8")
     except UnicodeEncodeError:
         raise RequestError("JSON Parse error: Invalid encoding in string.") from None
+
+
+def _decode_base64(text: str) -> bytes:
+    found = _BASE64.fullmatch(_SPACE.sub("", text))
+    if found is None or len(found[1]) % 4 == 1 or len(found[2]) not in (0, -len(found[1]) % 4):
+        raise RequestError("Unable to base64 decode")
+    return base64.b64decode(found[1] + "=" * (-len(found[1]) % 4))
 
 
 def _to_array(leaves: list, shape: list[int], dtype: np.dtype) -> np.ndarray:
@@ -316,7 +301,7 @@ def _check_rows(outputs: Mapping[str, np.ndarray]) -> None:
 
 def _tensor_json(name: str, array: np.ndarray, levels: int) -> list[str]:
     """The JSON texts of the sub-tensors that are left when the first `levels` dimensions are split."""
-    if array.dtype.name not in _JSON_TYPES:
+    if array.size and array.dtype.name not in _JSON_TYPES:
         raise RequestError(f"Failed to write JSON value for tensor type: {_tf_name(array.dtype)}")
     flat = array.reshape(-1)
     if array.dtype.kind == "O" and name.endswith("_bytes"):
@@ -335,10 +320,10 @@ def _tensor_json(name: str, array: np.ndarray, levels: int) -> list[str]:
 
 
 def decimals(flat: np.ndarray) -> list[str]:
-    """Six digits where they read back as the same number, else as many as that takes."""
+    """Six digits where they read back as the same number, else all that the type may need: nine, or seventeen."""
     texts = [f"{item:.6g}" for item in flat.tolist()]
     for index in np.flatnonzero(np.array(texts, flat.dtype) != flat):
-        texts[index] = str(flat[index])
+        texts[index] = f"{flat[index].item():.{_ALL_DIGITS[flat.dtype.itemsize]}g}"
     return [_DECIMAL_WORDS.get(text) or (text + ".0" if text.lstrip("-").isdigit() else text) for text in texts]
 
 
@@ -347,7 +332,17 @@ def _object_json(names: list[str], values: Any) -> str:
 
 
 def is_base64(value: Any) -> bool:
-    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+    """Whether it is an object with one key, `b64`, and a string there."""
+    return isinstance(value, dict) and len(members(value)) == 1 and isinstance(value.get("b64"), str)
+
+
+def until_nul(name: str) -> str:
+    """The part of a key that TF Serving sees: it reads keys of rows and examples as C strings."""
+    return name.partition("\0")[0]
+
+
+def json_type(value: Any) -> str:
+    return str(value) if isinstance(value, bool) else _JSON_KINDS.get(type(value), "Number")
 
 
 def _is_named(value: Any) -> bool:
@@ -359,13 +354,13 @@ def _tf_name(dtype: np.dtype) -> str:
 
 
 def _refuse_type(leaf: Any, dtype: np.dtype) -> NoReturn:
-    kinds = {"NoneType": "Null", "bool": str(leaf), "dict": "Object", "list": "Array", "str": "String"}
-    kind = kinds.get(type(leaf).__name__, "Number")
-    raise RequestError(f"JSON Value: {quote(leaf)} Type: {kind} is not of expected type: {_tf_name(dtype)}")
+    raise RequestError(f"JSON Value: {quote(leaf)} Type: {json_type(leaf)} is not of expected type: {_tf_name(dtype)}")
 
 
 def quote(value: Any) -> str:
     """The value as JSON for an error message, cut to a readable length."""
+    if type(value) is float or (type(value) is int and not -(2**63) <= value < 2**64):
+        return decimals(np.array([value], np.float32 if abs(value) <= _MAX_FLOAT else np.float64))[0]
     try:
         text = json.dumps(value, ensure_ascii=False)
     except RecursionError:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -28,16 +29,15 @@ try:
 except ModuleNotFoundError as missing:
     raise ConfigError(f"the server needs {missing.name}: pip install keras3-bert[serve]") from missing
 
-from keras_bert.server import json_tensor
+from keras_bert.server import json_tensor, openai
 from keras_bert.server.batching import Batcher, rows_of
 from keras_bert.server.counters import Metrics
 from keras_bert.server.json_tensor import RequestError
-from keras_bert.server.servable import Call, Servable
+from keras_bert.server.servable import ACTIONS, Call, Servable
 from keras_bert.server.settings import ModelConfig, ServerConfig
 from keras_bert.server.swapping import Models, Watcher, not_found
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
-ACTIONS = {"predict": Servable.predict, "classify": Servable.classify, "regress": Servable.regress}
 _WHICH = r"(?:/versions/([0-9]+)|/labels/([^/:]+))?"
 _PATHS = {
     "POST": re.compile(rf"/v1/models/([^/:]+){_WHICH}:({'|'.join(ACTIONS)})", re.IGNORECASE),
@@ -104,14 +104,25 @@ class Service:
         return model.status(target.version)
 
     async def answer(self, target: Target, body: bytes, gzipped: bool) -> bytes:
-        """The body of the answer to a request for answers; refusals are raised as RequestError.
+        """The body of the answer to a request for answers; refusals are raised as RequestError."""
+        return await self._answer(target, partial(self._read, target, body, gzipped))
+
+    async def answer_at(self, door: openai.Door, body: bytes, gzipped: bool) -> bytes:
+        """The body of the answer to a request of another kind of client, which names its model itself."""
+        document = await self._in_thread(self._parse, body, gzipped)
+        target = Target(openai.model_of(document, self.models.by_name), None, None, door.action)
+        return await self._answer(target, lambda: door.read(self._find(target), document))
+
+    async def _answer(self, target: Target, read: Callable[[], Call]) -> bytes:
+        """Reads a request, runs it, and writes the answer.
 
         When this is cancelled, or `request_timeout` is over, what is not computed yet never is.
         """
         start, status, seconds = time.monotonic(), 500, self.config.request_timeout
         try:
             async with asyncio.timeout(seconds or None):
-                call = await self._in_thread(self._read, target, body, gzipped)
+                call = await self._in_thread(read)
+                self._check_rows(rows_of(call.inputs))
                 outputs = await self._run(call.signature, call.inputs)
                 content = await self._in_thread(call.write, outputs)
             status = 200
@@ -144,12 +155,15 @@ class Service:
         return await asyncio.wrap_future(job)
 
     def _read(self, target: Target, body: bytes, gzipped: bool) -> Call:
-        document = json_tensor.parse_document(self._inflate(body) if gzipped else body)
+        document = self._parse(body, gzipped)
         for rows in (document.get("instances"), document.get("examples")):
             self._check_rows(len(rows) if isinstance(rows, list) else 0)
-        call: Call = ACTIONS[target.action](self._find(target), document)
-        self._check_rows(rows_of(call.inputs))
-        return call
+        action = ACTIONS[target.action]
+        name, given = json_tensor.signature_name(document), action.read(document)
+        return action.call(self._find(target), name, given)  # found late: a bad request comes first
+
+    def _parse(self, body: bytes, gzipped: bool) -> dict[str, Any]:
+        return json_tensor.parse_document(self._inflate(body) if gzipped else body)
 
     def _check_rows(self, rows: int) -> None:
         most = self.config.max_request_rows
@@ -195,12 +209,13 @@ def create_app(
     config = config or ServerConfig()
     configs = {name: ModelConfig(model) if isinstance(model, str) else model for name, model in models.items()}
     service = Service(configs, config, reread)
+    doors = openai.DOORS if config.openai else {}
 
     async def answer(request: Request) -> Response:
         path = request.scope.get("raw_path", request.url.path.encode()).decode("latin-1")
         if path == METRICS_PATH and request.method == "GET":
             return Response(service.metrics.page(), media_type="text/plain")
-        if not path.lower().startswith("/v1/"):
+        if path not in doors and not path.lower().startswith("/v1/"):
             return _last_if_unread(Response(status_code=404), request, config)
         response = await answer_v1(request, path)
         if config.rest_api_enable_cors_support:
@@ -211,26 +226,38 @@ def create_app(
         try:
             if request.method == "OPTIONS":
                 return _preflight(request)
-            target = _parse(request.method, path)
-            if request.method == "GET":
-                return Response(json.dumps(service.describe(target), indent=4), media_type="application/json")
+            if path in doors:
+                if request.method != "POST":
+                    raise RequestError("Method Not Allowed; use POST", 405)
+                work = partial(service.answer_at, doors[path])
+            else:
+                target = _parse(request.method, path)
+                if request.method == "GET":
+                    return Response(json.dumps(service.describe(target), indent=4), media_type="application/json")
+                work = partial(service.answer, target)
             body = await _read(request, config.max_request_bytes)
             gzipped = "gzip" in request.headers.get("content-encoding", "").lower()
-            content = await _while_there(request, service.answer(target, body, gzipped))
+            content = await _while_there(request, work(body, gzipped))
             return Response(content, media_type="application/json")
         except RequestError as error:
-            return refusal(str(error), error.status)
+            return refuse(path, error)
         except ClientDisconnect:
             return Response(status_code=499)
         except asyncio.CancelledError:  # the server ends, and waits no longer
-            return refusal("The server is shutting down; send the request again", 503)
+            return refuse(path, RequestError("The server is shutting down; send the request again", 503))
+
+    def refuse(path: str, error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+        if path not in doors:
+            return refusal(str(error), error.status, headers)
+        return Response(json.dumps(doors[path].error(error)), error.status, headers, media_type="application/json")
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return _last_if_unread(refusal(error.detail, error.status_code, error.headers), request, config)
 
     async def failed(request: Request, error: Exception) -> Response:
-        return refusal(f"internal error ({type(error).__name__}); the server's log has it", 500)
+        message = f"internal error ({type(error).__name__}); the server's log has it"
+        return refuse(request.url.path, RequestError(message, 500))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -133,13 +133,12 @@ class Servable:
             "metadata": {"signature_def": {"signature_def": self._definitions}},
         }
 
-    def predict(self, document: Mapping[str, Any]) -> Call:
-        """Reads one parsed `:predict` request.
+    def predict(self, name: str, document: Mapping[str, Any]) -> Call:
+        """Reads one parsed `:predict` request for the signature `name`.
 
         Raises:
             RequestError: the request does not fit the model.
         """
-        name = json_tensor.signature_name(document)
         if name not in self.signatures:
             raise RequestError(f'Serving signature name: "{name}" not found in signature def')
         signature = self.signatures[name]
@@ -148,9 +147,9 @@ class Servable:
         inputs, row_form = json_tensor.read_inputs(document, signature.dtypes)
         return Call(signature, inputs, partial(json_tensor.write_outputs, row_form=row_form))
 
-    def classify(self, document: Mapping[str, Any]) -> Call:
-        """Reads one parsed `:classify` request; the signature gives `classes`, `scores` or both, `[B, n]`."""
-        signature = self._of_examples(document)
+    def classify(self, name: str, rows: np.ndarray) -> Call:
+        """What runs serialized examples `[B]`; the signature `name` gives `classes`, `scores` or both, `[B, n]`."""
+        signature = self._of_examples(name)
         names = signature.outputs.keys()
         if len(names) > 2:
             raise RequestError(f"Expected one or two output Tensors, found {len(names)}")
@@ -158,20 +157,17 @@ class Servable:
             raise RequestError(
                 'Expected classification signature outputs to contain at least one of "classes" or "scores".'
             )
-        rows = examples.read_examples(document)
         return Call(signature, {"inputs": rows}, partial(_write_classes, rows=len(rows)))
 
-    def regress(self, document: Mapping[str, Any]) -> Call:
-        """Reads one parsed `:regress` request; the signature gives `outputs`, `[B]` or `[B, 1]`."""
-        signature = self._of_examples(document)
+    def regress(self, name: str, rows: np.ndarray) -> Call:
+        """What runs serialized examples `[B]`; the signature `name` gives `outputs`, `[B]` or `[B, 1]`."""
+        signature = self._of_examples(name)
         if signature.outputs.keys() != {"outputs"}:
             raise RequestError("No regression outputs found in SignatureDef; it must have one, named outputs")
-        rows = examples.read_examples(document)
         return Call(signature, {"inputs": rows}, partial(_write_values, rows=len(rows)))
 
-    def _of_examples(self, document: Mapping[str, Any]) -> Signature:
-        """The signature of a request, which must take serialized tf.Examples."""
-        name = json_tensor.signature_name(document)
+    def _of_examples(self, name: str) -> Signature:
+        """The signature `name`, which must take serialized tf.Examples."""
         if name not in self.signatures:
             raise RequestError(f"No signature was found with the name: {name}")
         signature = self.signatures[name]
@@ -221,6 +217,20 @@ class Servable:
         if inputs.keys() != signature.inputs.keys():
             raise RequestError(f"signature {name!r} takes {sorted(signature.inputs)}, not {sorted(inputs)}")
         signature(inputs)
+
+
+class Action(NamedTuple):
+    """What a verb of a path does: `read` takes out of a document what needs no model, `call` what runs that."""
+
+    read: Callable[[Mapping[str, Any]], Any]
+    call: Callable[[Servable, str, Any], Call]
+
+
+ACTIONS = {
+    "predict": Action(lambda document: document, Servable.predict),
+    "classify": Action(examples.read_examples, Servable.classify),
+    "regress": Action(examples.read_examples, Servable.regress),
+}
 
 
 def _write_classes(found: Arrays, rows: int) -> bytes:

@@ -33,6 +33,7 @@ class ServerConfig:
     body_timeout: float = _flag(60.0, "Seconds for the body of a request, and to take an answer in; 0: any time.")
     limit_concurrency: int = _flag(512, "Connections at a time; status 503 answers requests on further ones.")
     drain_timeout: float = _flag(30.0, "Seconds that open requests have after SIGTERM, before status 503 answers them.")
+    openai: bool = _flag(False, "Answer /v1/embeddings and /rerank too, as clients of OpenAI, Cohere and Jina ask.")
     rest_api_enable_cors_support: bool = _flag(False, "Let pages of other sites ask, from any browser.")
     model_config_file_poll_wait_seconds: float = _flag(0.0, "How often to read --model_config_file again; 0: never.")
     file_system_poll_wait_seconds: float = _flag(1.0, "How often to look for new and removed versions; 0: never.")

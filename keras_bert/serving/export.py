@@ -35,6 +35,7 @@ def export(
     precision: str = "",
     about: Mapping[str, Any] | None = None,
     others: Sequence[Network] = (),
+    embedding_types: Sequence[str] = ("float",),
 ) -> Path:
     """Write a SavedModel under `export_dir/VERSION`, as TensorFlow Serving expects it.
 
@@ -47,19 +48,20 @@ def export(
         precision: "float32", or "bfloat16" weights and arithmetic; "" takes the network's own. Outputs are float32.
         about: what the manifest and the model card say besides, such as `license`, `base_model`, `description`.
         others: further models, that answer together with `network`.
+        embedding_types: forms in which vectors are answered, names of `EMBEDDING_TYPES`.
 
     Returns:
         The version directory.
 
     Raises:
-        ConfigError: the version is not a positive 64-bit number or exists, `export_dir` is a file, or the windows do
-            not suit the model.
+        ConfigError: the version is not a positive 64-bit number or exists, `export_dir` is a file, or the windows or
+            embedding types do not suit the model.
         CheckpointError: the directory cannot be written, no server has an op of the graph, or the loaded model answers
             otherwise than this one, or does not refuse requests of wrong shapes.
     """
     base = Path(export_dir)
     network, *others = (in_precision(one, precision) for one in (network, *others))
-    served = Served(text_layer, network, pair, windows, others)
+    served = Served(text_layer, network, pair, windows, others, embedding_types)
     functions = signatures_of(served)
     module = tf.Module()
     module.weights, module.features = served.weights, checked(served.features, served.texts)
@@ -110,7 +112,9 @@ def about_embedding(head: HeadConfig) -> dict[str, Any]:
     """How the signature `embedding` makes its vector."""
     if not isinstance(head, VectorConfig):
         return {"pooling": "mean", "normalized": True}
-    return {"pooling": head.pooling or "mean", "layers": head.layers, "normalized": head.normalize}
+    said = {"pooling": "+".join(head.poolings), "layers": head.layers, "normalized": head.normalize}
+    names = ("dense_units", "dimensions", "prompt", "query_prompt", "document_prompt")
+    return said | {name: value for name in names if (value := getattr(head, name))}
 
 
 def in_precision(network: Network, precision: str) -> Network:

@@ -63,8 +63,19 @@ def from_json(values: Any, dtype: str) -> np.ndarray:
 
 RANKED = dict.fromkeys(("labels", "class_ids", "classes", "tokens", "token_ids"), "scores")
 """Outputs sorted from best to worst, and the output with their scores: ties may be ordered differently elsewhere."""
+ORDERED = {"indices": "scores"}
+"""Numbers in the order of their scores: equal where the scores are."""
 FIRST = {"label": "labels", "filled": "tokens"}
 """Outputs derived from the first entry of a sorted output."""
+
+
+ROUNDED: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "embedding_int8": lambda found, wanted: np.abs(found.astype(np.int32) - wanted) <= 1,
+    "embedding_binary": lambda found, wanted: np.isin(
+        np.bitwise_xor(found, wanted).astype(np.uint8), [0, *(1 << np.arange(8))]
+    ),
+}
+"""Outputs that were rounded, and what counts as equal: one step apart, or one sign of eight."""
 
 
 def difference(found: Arrays, wanted: Arrays, tolerance: float) -> float:
@@ -101,6 +112,10 @@ def _tied(name: str, found: Arrays, wanted: Arrays, tolerance: float) -> np.ndar
         first, same = FIRST[name], wanted[name].shape
         changed = found[first][..., 0] != wanted[first][..., 0]
         return changed.reshape(*same, -1).any(axis=-1)
+    if name in ROUNDED:
+        return ROUNDED[name](found[name], wanted[name])
+    if name in ORDERED:
+        return np.abs(found[ORDERED[name]] - wanted[ORDERED[name]]) <= 2 * tolerance
     good = np.zeros(wanted[name].shape, bool)
     scores = wanted.get(RANKED.get(name, ""))
     if scores is None or scores.shape != good.shape:

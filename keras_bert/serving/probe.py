@@ -57,8 +57,9 @@ class Probe:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None and self._errors is not None:
+        if self._process is not None:
             self._process.communicate()
+        if self._errors is not None:
             self._errors.close()
         self._process = self._errors = None
 

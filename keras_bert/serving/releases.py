@@ -78,7 +78,8 @@ def check(folder: Path) -> Ops:
         if node.attr["_XlaMustCompile"].b:
             raise CheckpointError(f"{node.name}: must be compiled by XLA, which TensorFlow Serving does not do")
         if node.op not in known:
-            raise CheckpointError(f"{node.name}: no TensorFlow Serving from 2.12 to 2.20 has the op {node.op}")
+            first, last = min(known.values()), max(known.values())
+            raise CheckpointError(f"{node.name}: no TensorFlow Serving from 2.{first} to 2.{last} has the op {node.op}")
         names.add(node.op)
         later = (f"{node.op}.{attribute}" for attribute in node.attr)
         oldest = max(oldest, known[node.op], *(known.get(name, 0) for name in later if not REMARKS.match(name)))

@@ -91,7 +91,7 @@ class Trial:
             values = (found[name].numpy().astype(np.int32) for name in ("token_ids", "padding_mask", "segment_ids"))
             return dict(zip(IDS, values, strict=True))
         choices = [[*row, b""] for row in zip(*both, strict=True)]
-        given = {"text": both[0], "text_pair": both[1], "choices": choices}
+        given = {"text": both[0], "text_pair": both[1], "choices": choices, "query": both[0], "documents": choices}
         return {name: np.array(values, object) for name, values in given.items() if name in names}
 
 

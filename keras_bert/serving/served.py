@@ -20,7 +20,7 @@ from keras import ops
 from keras_bert.config import HeadConfig, WindowConfig, choose
 from keras_bert.errors import ConfigError
 from keras_bert.model.encoder import Memory
-from keras_bert.serving import search
+from keras_bert.serving import embedding_types, search
 from keras_bert.serving.groups import by_length
 from keras_bert.tasks.head import Head
 from keras_bert.tasks.network import HEADS, Network, as_rows
@@ -30,7 +30,7 @@ from keras_bert.text.vocabulary import MASK
 
 Tensors = dict[str, tf.Tensor]
 
-Pairs = list[tuple[tf.Tensor, tf.Tensor]]
+Pairs = list[tuple[tf.Tensor, ...]]
 """Keys and values of each block, see `encoder.Memory`."""
 
 DTYPES = (tf.float32, tf.int32, tf.string, tf.bool)
@@ -44,6 +44,7 @@ class Served:
         pair: does it read pairs of texts?
         windows: how long texts are read; by default they are cut.
         others: further models of the same task, labels and vocabulary that answer together with `network`.
+        types: forms in which vectors are answered, names of `EMBEDDING_TYPES`.
 
     Attributes:
         features: strings `[B]` -> what `Text` gives, and `num_windows` int32 `[B]`.
@@ -55,7 +56,7 @@ class Served:
             Differentiable, also after loading; without dropout.
 
     Raises:
-        ConfigError: the task has no way to merge windows, or models.
+        ConfigError: the task has no way to merge windows, or models, or vectors in such a form.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class Served:
         pair: bool,
         windows: WindowConfig | None = None,
         others: Sequence[Network] = (),
+        types: Sequence[str] = ("float",),
     ) -> None:
         head, config = network.head, network.encoder.config
         self.text_layer = text_layer = head.prepare_text(text_layer)
         self.model, self.networks = network, (network, *others)
         self.head, self.pair = head, pair
+        self.types = embedding_types.check(types, head.config)
         self.windows = windows or head.windows(text_layer.config.max_seq_length)
         if self.windows.max_windows > 1 and head.config.reads != "windows":
             merging_of(head, "with windows")
@@ -115,9 +118,9 @@ class Served:
         return features | {"num_windows": tf.ones_like(features["num_tokens"])}
 
     def _run_source(self, token_ids: Any, padding_mask: Any) -> Pairs:
-        memory = [Memory() for _ in self.model.encoder.blocks]
+        memory = [Memory() for _ in range(self.model.encoder.config.num_layers)]
         self.model.encoded({"token_ids": token_ids, "padding_mask": padding_mask}, ("sequence",), memory=memory)
-        return [(one.key, one.value) for one in memory]
+        return [one.tensors for one in memory]
 
     def _run_next(self, token_ids: Any, segment_ids: Any, positions: Any, seen: Any, pairs: Pairs) -> tuple[Any, Pairs]:
         width = tf.range(tf.shape(token_ids)[1])[tf.newaxis, :]
@@ -126,7 +129,7 @@ class Served:
         memory = [Memory(*pair) for pair in pairs]
         taps = self.model.encoded(features, self.head.taps, memory=memory, seen=seen) | {"places": width}
         logits = ops.cast(self.head(taps, training=False), "float32")
-        return logits, [(one.key, one.value) for one in memory]
+        return logits, [one.tensors for one in memory]
 
     def _run_pieces(self, ids: Any) -> tf.Tensor:
         known, count = tf.constant([*self.text_layer.vocabulary, ""]), len(self.text_layer.vocabulary)
@@ -161,6 +164,8 @@ class Served:
         for first, last, *names in self.head.slices:
             sliced = slices(features["strings"], answer[first], answer[last])
             answer |= dict(zip(names, sliced, strict=True))
+        if "embedding" in answer:
+            answer |= embedding_types.forms(answer.pop("embedding"), self.types)
         if "choice" in answer:
             answer["answer"] = _of_choices(features["strings"], answer["choice"])
         return answer | _names(answer, self.head.config)

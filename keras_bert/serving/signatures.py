@@ -11,8 +11,9 @@ from typing import Any
 import tensorflow as tf
 
 from keras_bert.config import WindowConfig, choose
+from keras_bert.serving import embedding_types, search
 from keras_bert.serving.requests import IDS
-from keras_bert.serving.served import Served, Tensors
+from keras_bert.serving.served import Served, Tensors, answered
 from keras_bert.tasks.head import Head
 from keras_bert.tasks.network import Network
 
@@ -69,6 +70,21 @@ def alone(gives: Gives) -> Callable[[Served], Made]:
             return gives(served, served.text_layer(text) | {"strings": tf.identity(text)})
 
         return function, served.texts[:1]
+
+    return made
+
+
+def prompted(field: str, gives: Gives) -> Callable[[Served], Made | None]:
+    """Of strings `text`, each behind the prompt that a field of the head has; none where the head has no prompts."""
+
+    def made(served: Served) -> Made | None:
+        head = served.head.config
+        layer = served.text_layer.with_prompt(getattr(head, field))
+
+        def function(text: Any) -> Tensors:
+            return gives(served, layer(text))
+
+        return (function, served.texts[:1]) if head.has_prompts else None
 
     return made
 
@@ -137,8 +153,8 @@ def embedding(served: Served, features: Tensors) -> Tensors:
 
 
 def vector(served: Served, features: Tensors) -> Tensors:
-    """`embedding` `[B, E]`: the vector of a text as the head makes it."""
-    return {"embedding": served.encoded(features, "logits")["logits"]}
+    """`embedding` `[B, E]`: the vector of a text as the head makes it, or other forms of it; see `EMBEDDING_TYPES`."""
+    return embedding_types.forms(served.encoded(features, "logits")["logits"], served.types)
 
 
 def vectors(served: Served, features: Tensors) -> Tensors:
@@ -151,6 +167,28 @@ def vectors(served: Served, features: Tensors) -> Tensors:
         "embeddings": tf.ensure_shape(tf.pad(values, padding), [None, width, values.shape[2]]),
         **{name: tokens[name] for name in ("tokens", "num_tokens", "truncated")},
     }
+
+
+def reranked(served: Served, query: Any, documents: Any) -> Tensors:
+    """Which of the documents `[B, N]` suit a query best: `indices` int32 `[B, N]`, from the best to the worst, and
+    their `scores`. An empty string is no document; it has the index -1 and the score 0, behind the others."""
+    count = tf.shape(documents)[1]
+    features = served.text_layer.choices(query, documents)
+    there = tf.reduce_any(features["padding_mask"], axis=2)
+    scores = tf.reshape(answered(served, features)["score"], tf.shape(there))
+    order = tf.argsort(tf.where(there, scores, search.LOW), axis=1, direction="DESCENDING", stable=True)[:, :count]
+    real = tf.gather(there, order, batch_dims=1)
+    shape = [None, None]
+    return {
+        "indices": tf.ensure_shape(tf.where(real, order, -1), shape),
+        "scores": tf.ensure_shape(tf.where(real, tf.gather(scores, order, batch_dims=1), 0.0), shape),
+    }
+
+
+def rerank(served: Served) -> Made | None:
+    """Of strings `query` `[B]` and `documents` `[B, N]`, where the model reads pairs."""
+    specs = [tf.TensorSpec([None], tf.string, "query"), tf.TensorSpec([None, None], tf.string, "documents")]
+    return (partial(reranked, served), specs) if served.pair else None
 
 
 def answer_of_ids(served: Served, features: Tensors) -> Tensors:
@@ -197,7 +235,7 @@ def tokenize_choices(served: Served, *texts: Any) -> Tensors:
     return {name: tf.reshape(v, tf.concat([shape, tf.shape(v)[1:]], 0)) for name, v in rows.items()}
 
 
-MAKERS: dict[str, Callable[[Served], Made]] = {
+MAKERS: dict[str, Callable[[Served], Made | None]] = {
     "answer": strings(Served.answer),
     "tokenize": strings(tokenize),
     "tokenize_alone": alone(lambda served, features: tokenize(served, features["strings"])),
@@ -206,6 +244,8 @@ MAKERS: dict[str, Callable[[Served], Made]] = {
     "vector": alone(vector),
     "token_vectors": alone(vectors),
     "vector_of_ids": token_ids(vector),
+    "query": prompted("query_prompt", vector),
+    "document": prompted("document_prompt", vector),
     "answer_of_ids": token_ids(answer_of_ids),
     "public_of_ids": token_ids(Served.public),
     "logits_of_ids": token_ids(logits_of_ids),
@@ -213,8 +253,9 @@ MAKERS: dict[str, Callable[[Served], Made]] = {
     "scores": text(only(probabilities="scores")),
     "classify": examples(only(classes="labels", scores="scores")),
     "regress": examples(only(outputs="score")),
+    "rerank": rerank,
 }
-"""What makes a signature, by the names that `Head.signatures` has."""
+"""What makes a signature, by the names that `Head.signatures` has; None where a model has no use for it."""
 
 COMMON: dict[str, str] = {
     "serving_default": "answer",
@@ -228,7 +269,7 @@ TOGETHER: dict[str, str | None] = {"token_ids": "public_of_ids", "embedding": No
 """Those of several models, which have no vector in common."""
 
 
-def table_of(head: Head | type[Head], models: int = 1) -> dict[str, Callable[[Served], Made]]:
+def table_of(head: Head | type[Head], models: int = 1) -> dict[str, Callable[[Served], Made | None]]:
     """The signatures of so many models with a head of this kind, by name."""
     table = COMMON | dict(head.signatures) | (TOGETHER if models > 1 else {})
     return {name: choose(MAKERS, made, "signature") for name, made in table.items() if made}
@@ -237,4 +278,5 @@ def table_of(head: Head | type[Head], models: int = 1) -> dict[str, Callable[[Se
 def signatures_of(served: Served) -> dict[str, Any]:
     """Every signature of the model as a `tf.function`, by name."""
     table = table_of(served.head, len(served.networks))
-    return {name: checked(*made(served)) for name, made in table.items()}
+    made = {name: make(served) for name, make in table.items()}
+    return {name: checked(*one) for name, one in made.items() if one}

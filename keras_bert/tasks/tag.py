@@ -33,12 +33,18 @@ class Tag(Head):
         """The decoder, of `tagging.DECODES`."""
         return choose(tagging.DECODES, self.config.decode or "argmax", "decode")
 
+    @property
+    def scheme(self) -> tagging.Scheme:
+        """How the tags of a published head are read."""
+        return tagging.Scheme(self.config.tags, self.config.labels, self.config.join_tags)
+
     @classmethod
     def windows(cls, max_seq_length: int) -> WindowConfig:
         return WindowConfig(max_windows=64)
 
     def targets(self, labels: Tensor, features: dict[str, Tensor]) -> Tensor:
-        return tagging.targets(labels, features["starts"], features["ends"], features["begins"])
+        targets = tagging.targets(labels, features["starts"], features["ends"], features["begins"])
+        return ops.take(self.scheme.targets, targets) if self.config.tags else targets
 
     def counts(self, targets: Tensor) -> Tensor:
         return ops.sum(ops.cast(targets > 0, "float32"), axis=1)
@@ -58,10 +64,15 @@ class Tag(Head):
         logits = tagging.by_word(ops.cast(logits, "float32"), seen, features, ops.segment_sum)
         starts = tagging.by_word(features["starts"] + 1, seen, features, ops.segment_sum) - 1
         ends = tagging.by_word(features["ends"], features["starts"] >= 0, features, ops.segment_max)
-        words = starts >= 0
+        words, shares = starts >= 0, ops.softmax(logits, axis=2)
+        if self.config.tags:
+            logits, shares = self.scheme.read(logits, tagging.LOW), self.scheme.read(shares, 0.0)
         tags = ops.where(words, self.decode(logits, words), 0)
-        shares = ops.take_along_axis(ops.softmax(logits, axis=2), tags[:, :, None], axis=2)[:, :, 0]
-        return tagging.entities(tags, shares, starts, ends, self.config.max_entities)
+        shares = ops.take_along_axis(shares, tags[:, :, None], axis=2)[:, :, 0]
+        answer = tagging.entities(tags, shares, starts, ends, self.config.max_entities)
+        if self.config.tags:
+            answer["type_ids"] = ops.take(self.scheme.types, answer["type_ids"] + 1)
+        return answer
 
     def plain(self, row: Row) -> dict[str, Any]:
         """`entities`: what, where, and how sure."""

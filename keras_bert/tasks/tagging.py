@@ -7,10 +7,13 @@ An entity begins at B-, and at I- that does not go on with its type, so IOB1, IO
 Shapes: B texts, W windows, T tokens, U words, K entities of a text that were labelled, E entities that are answered.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from keras import ops
+
+from keras_bert.tags import read_tags, tags_of
 
 Tensor = Any
 LOW = -1e30
@@ -32,6 +35,40 @@ def targets(spans: Tensor, starts: Tensor, ends: Tensor, begins: Tensor) -> Tens
     opening = inside * ops.cast(starts[:, :, None] <= first, "int32")
     tag = ops.max(inside * (2 * kind + 2) - opening, axis=2)
     return ops.where(begins, tag + 1, 0)
+
+
+class Scheme:
+    """The tags of a published head, whatever its scheme, in terms of O, B- and I-.
+
+    Args:
+        tags, labels, join: of `TagConfig`.
+
+    Attributes:
+        targets: a target in terms of the labels -> one in terms of the tags, int32 `[2 + 2n]`.
+        types: the number + 1 of a key of the tags, 0 for none -> the number of its label, -1 for none, int32 `[1 + K]`.
+    """
+
+    def __init__(self, tags: Sequence[str], labels: Sequence[str], join: bool) -> None:
+        reading = read_tags(tags, join)
+        self.types = np.array([-1, *(labels.index(kind) for kind in reading.types)], np.int32)
+        width = 1 + 2 * len(reading.keys)
+        groups = [[i for i, number in enumerate(reading.numbers) if number == wanted] for wanted in range(width)]
+        most = max(map(len, groups))
+        self.groups = np.array([(group + [len(tags)] * most)[:most] for group in groups], np.int32)
+        self.targets = np.array([0, *(self._target(tags, one) for one in tags_of(labels))], np.int32)
+
+    @staticmethod
+    def _target(tags: Sequence[str], wanted: str) -> int:
+        """1 + the number of the tag that says the same, or else goes on with the type; 0 where there is none."""
+        kind = wanted.partition("-")[2]
+        same = [i for i, tag in enumerate(tags) if tag in (wanted, kind)]
+        near = [tags.index(f"{prefix}-{kind}") for prefix in "IMB" if kind and f"{prefix}-{kind}" in tags]
+        return 1 + next(iter([*same, *near]), -1)
+
+    def read(self, values: Tensor, none: float) -> Tensor:
+        """Values of tags `[B, U, tags]` -> the largest of those that say the same, `none` where there are none."""
+        padded = ops.pad(values, ((0, 0), (0, 0), (0, 1)), constant_values=none)
+        return ops.max(ops.take(padded, self.groups, axis=2), axis=3)
 
 
 # === Logits of pieces -> tags of words ===

@@ -1,8 +1,8 @@
 """Strings to rows of token ids, in the graph and in plain Python.
 
 `text` is the layer that a model reads with, `tokenizer` its WordPiece in the graph, `wordpiece` the same in plain
-Python, `normalization` what both do to characters, `packing` how segments share a row, `learning` how vocabularies
-are made. A new way to share a row is one function and one row in `packing.SHARES`.
+Python, `normalization` what both do to characters, `added` how both find added tokens, `packing` how segments share a
+row, `learning` how vocabularies are made. A new way to share a row is one function and one row in `packing.SHARES`.
 """
 
 from keras_bert.rooms import exported

@@ -22,14 +22,12 @@ Node = tuple[int, tuple[tuple[int, int], ...]]  # value (0: none), then (byte, n
 def normalizer(
     changes: Mapping[int, str],
     ill_formed: tuple[bytes, bytes, bytes] = (b"", b"", b""),
-    sentinels: Mapping[int, str] | None = None,
 ) -> np.ndarray:
     """The model of FastBertNormalize, uint8 `[bytes]`.
 
     Args:
         changes: code point -> what replaces it, at most 63 bytes of UTF-8; others stay.
         ill_formed: what replaces ill-formed UTF-8 of 1, 2 and 3 bytes.
-        sentinels: bytes that never occur in UTF-8 (C0, C1, F5..FF) -> what replaces them instead.
     """
     pool: dict[bytes, int] = {}
     size = 0
@@ -44,12 +42,11 @@ def normalizer(
     data = np.zeros(UNICODE, np.int32)
     encoded = {value: datum(value.encode("utf-8")) for value in sorted(set(changes.values()))}
     data[np.fromiter(changes, np.int64, len(changes))] = [encoded[value] for value in changes.values()]
-    spare = {byte: datum(value.encode("utf-8")) for byte, value in (sentinels or {}).items()}
-    nodes = _trie(data, [datum(value) for value in ill_formed], spare)
+    nodes = _trie(data, [datum(value) for value in ill_formed])
     return _flatbuffer(_place(nodes), int(data[0]), np.frombuffer(b"".join(pool), np.uint8))
 
 
-def _trie(data: np.ndarray, ill_formed: list[int], spare: Mapping[int, int]) -> list[Node]:
+def _trie(data: np.ndarray, ill_formed: list[int]) -> list[Node]:
     """UTF-8 sequences -> data as a trie whose equal subtrees are one node; the root comes last."""
     numbers: dict[Node, int] = {}
 
@@ -78,7 +75,7 @@ def _trie(data: np.ndarray, ill_formed: list[int], spare: Mapping[int, int]) -> 
         return node(truncated, leaves(blocks[block]))
 
     root = {byte: node(int(data[byte])) for byte in range(1, 0x80) if data[byte]}  # NUL has a field of its own
-    root |= {byte: node(spare.get(byte, ill_formed[0])) for byte in range(0x80, 0x100)}
+    root |= {byte: node(ill_formed[0]) for byte in range(0x80, 0x100)}
     root |= {0xC0 | block: last(block, ill_formed[0]) for block in range(2, 32)}
     root |= {0xE0 | number: lead3(number) for number in range(16)}
     root |= {0xF0 | number: lead4(number) for number in range(5)}

@@ -26,7 +26,16 @@ from keras_bert.errors import ConfigError
 FLAVOURS = ("original", "hf")
 FOLDER = Path(__file__).parent / "unicode"
 SIGMA, FINAL_SIGMA = "\u03a3", "\u03c2"
-CASES = {False: "cased", True: "uncased"}
+CASES = {
+    (False, ""): "cased",
+    (True, ""): "uncased",
+    (True, "keep"): "lowered",
+    (False, "strip"): "stripped",
+    (True, "strip"): "uncased",
+    (False, "keep"): "cased",
+}
+"""`(lower_case, accents)` -> the list of its changes; "lowered" and "stripped" are in "hf" only."""
+ORIGINAL_CASES, HF_CASES = ("cased", "uncased"), ("cased", "uncased", "lowered", "stripped")
 
 HANGUL = range(0xAC00, 0xD7A4)
 SURROGATES = range(0xD800, 0xE000)
@@ -48,17 +57,21 @@ def code_points() -> Iterator[int]:
     yield from range(SURROGATES.stop, sys.maxunicode + 1)
 
 
-def changes(flavour: str, lower_case: bool) -> dict[int, str]:
+def changes(flavour: str, lower_case: bool, accents: str = "") -> dict[int, str]:
     """What a code point becomes, for those that do not stay as they are: "" where it is dropped.
 
     Args:
         flavour: "original" or "hf".
         lower_case: for uncased vocabularies.
+        accents: "keep" or "strip"; "" strips them where text is lower-cased.
 
     Raises:
-        ConfigError: no such flavour.
+        ConfigError: no such flavour, or it has no such list.
     """
-    return _unpack(_sections(flavour)[CASES[bool(lower_case)]])
+    case = CASES[bool(lower_case), accents]
+    if case not in _sections(flavour):
+        raise ConfigError(f"accents={accents} with do_lower_case={lower_case} is not in the flavour {flavour}")
+    return _unpack(_sections(flavour)[case])
 
 
 @cache
@@ -69,7 +82,8 @@ def members(name: str, kind: str) -> frozenset[int]:
         name: a flavour, or "kernel" for the classes by which TensorFlow Text's kernel splits.
         kind: "space" (ends a word), "cjk" or "punctuation" (words of their own); in "original" also "letter" and
             "ignorable" (what a final sigma follows, and what may stand between) and "unassigned" in Unicode 14.0;
-            in "kernel" only "space" and "alone" (CJK or punctuation).
+            in "hf" also "word" (what may not stand beside an added token that is a single word); in "kernel" only
+            "space" and "alone" (CJK or punctuation).
 
     Raises:
         ConfigError: no such flavour.
@@ -89,7 +103,7 @@ def character_class(codes: Iterable[int], form: str) -> str:
 # === Deriving the lists ===
 
 
-def derive(flavour: str, lower_case: bool) -> dict[int, str]:
+def derive(flavour: str, lower_case: bool, accents: str = "") -> dict[int, str]:
     """`changes` computed afresh: from this Python's Unicode tables, or by asking the package `tokenizers`.
 
     The frozen lists of "original" are those of Python 3.11 (Unicode 14.0).
@@ -97,7 +111,8 @@ def derive(flavour: str, lower_case: bool) -> dict[int, str]:
     if flavour == "hf":
         from tokenizers.normalizers import BertNormalizer
 
-        normalizer = BertNormalizer(handle_chinese_chars=False, lowercase=lower_case)
+        strip = {"": None, "keep": False, "strip": True}[accents]
+        normalizer = BertNormalizer(handle_chinese_chars=False, lowercase=lower_case, strip_accents=strip)
         change: Callable[[str], str] = normalizer.normalize_str
     else:
         change = _original_lower if lower_case else _original_clean
@@ -107,9 +122,13 @@ def derive(flavour: str, lower_case: bool) -> dict[int, str]:
 def derive_members(flavour: str) -> dict[str, set[int]]:
     """The classes of a flavour computed afresh, as `derive` does."""
     if flavour == "hf":
+        from tokenizers import AddedToken, Tokenizer
+        from tokenizers.models import WordPiece
         from tokenizers.normalizers import BertNormalizer
         from tokenizers.pre_tokenizers import BertPreTokenizer
 
+        added = Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+        added.add_tokens([AddedToken("@@", single_word=True, normalized=False)])
         spaced = BertNormalizer(clean_text=False, strip_accents=False, lowercase=False).normalize_str
         split = BertPreTokenizer().pre_tokenize_str
         words = {c: len(split(f"a{chr(c)}b")) for c in code_points()}  # 1: in a word, 2: between words, 3: a word
@@ -117,6 +136,7 @@ def derive_members(flavour: str) -> dict[str, set[int]]:
             "space": {c for c, n in words.items() if n == 2},
             "cjk": {c for c in code_points() if spaced(chr(c)) != chr(c)},
             "punctuation": {c for c, n in words.items() if n == 3},
+            "word": {c for c in code_points() if added.token_to_id("@@") not in added.encode(f"@@{chr(c)}").ids},
         }
     # Python's lower() tells its own classes: a sigma turns final after a letter, ignorable characters between.
     letter = {c for c in code_points() if (chr(c) + SIGMA).lower()[-1] == FINAL_SIGMA}
@@ -149,7 +169,8 @@ def write_flavour(flavour: str, folder: Path = FOLDER) -> None:
         head = f"Characters as the package tokenizers {tokenizers.__version__} treats them."
     else:
         head = f"Characters as google-research/bert treats them under Unicode {unicodedata.unidata_version}."
-    lists = {CASES[lower]: derive(flavour, lower) for lower in CASES}
+    of_case = {case: arguments for arguments, case in reversed(CASES.items())}
+    lists = {case: derive(flavour, *of_case[case]) for case in (HF_CASES if flavour == "hf" else ORIGINAL_CASES)}
     write(flavour, {**lists, **derive_members(flavour)}, head, folder)
 
 

@@ -60,12 +60,32 @@ class Text:
         index = check_vocabulary(self.vocabulary, "the vocabulary")
         self.cls_id, self.sep_id = index["[CLS]"], index["[SEP]"]
         self.pad_id = index.get("[PAD]", 0)
-        self.tokenizer = Tokenizer(self.vocabulary, self.config.do_lower_case, self.config.flavour, special_tokens)
+        self.tokenizer = Tokenizer(self.vocabulary, special_tokens=special_tokens, **self.config.tokenizer)
         self.continues = np.array([piece.startswith("##") for piece in self.vocabulary])
+        self.prompt = ""
 
     def tokenize(self, text: Any) -> tf.RaggedTensor:
-        """Strings `[B]` -> ids of their word pieces, ragged int32 `[B, tokens]`, nothing cut or added."""
-        return self.tokenizer.tokenize(text)
+        """Strings `[B]` -> ids of their word pieces, ragged int32 `[B, tokens]`, nothing cut or added.
+
+        Those of the prompt, if there is one, stand first.
+        """
+        return self.tokenizer.tokenize(self._prompted(text))
+
+    def tokenize_with_offsets(self, text: Any) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        """`tokenize`, and where in the text each token starts and ends, in bytes; -1 for tokens of the prompt."""
+        ids, starts, ends = self.tokenizer.tokenize_with_offsets(self._prompted(text))
+        before = len(self.prompt.encode("utf-8"))
+        if not before:
+            return ids, starts, ends
+        inside = ends.flat_values > before
+        shifted = (
+            where.with_flat_values(tf.where(inside, tf.maximum(where.flat_values - before, 0), -1))
+            for where in (starts, ends)
+        )
+        return ids, *shifted
+
+    def _prompted(self, text: Any) -> tf.Tensor:
+        return tf.strings.join([self.prompt, strings(text)]) if self.prompt else strings(text)
 
     def count(self, *segments: Any, how: str = "row") -> Any:
         """Length of each row, or of the longest of each example, as the model will see it, int32 NumPy `[B]`."""
@@ -112,10 +132,13 @@ class Text:
             choices = tf.pad(choices, [[0, 0], [0, tf.maximum(1 - tf.shape(choices)[1], 0)]], constant_values="")
         shape = [tf.shape(choices)[0], tf.shape(choices)[1] if choices.shape[1] is None else choices.shape[1]]
         choices = tf.reshape(choices, [-1])
-        first, *middle = (tf.repeat(strings(text), shape[1]) for text in texts)
+        first, *middle = texts
         there = tf.not_equal(choices, "")
-        second = tf.strings.join([*middle, choices], " ") if middle else choices
-        row = self(first, second)
+        second = tf.strings.join([tf.repeat(strings(middle[0]), shape[1]), choices], " ") if middle else choices
+        once = self.tokenize(first)  # however many choices there are
+        tokens = [tf.gather(once, tf.repeat(tf.range(once.nrows()), shape[1])), self.tokenize(second)]
+        keep = self._keep(tokens)
+        row = self._features(self._cut(tokens, keep)) | self._sizes(tokens, keep)
         absent = ~there[:, tf.newaxis]
         return _grouped(
             {
@@ -156,7 +179,7 @@ class Text:
         """
         given = [strings(segment) for segment in segments if segment is not None]
         tokens = [self.tokenize(segment) for segment in given[:-1]]
-        last, starts, ends = self.tokenizer.tokenize_with_offsets(given[-1])
+        last, starts, ends = self.tokenize_with_offsets(given[-1])
         tokens.append(last)
         limit = min(config.max_query_length * len(tokens[:-1]), self._room(tokens) // 2)
         features, where = self._windows(config, tokens, limit)
@@ -183,7 +206,7 @@ class Text:
             `token_ids`, `segment_ids`, and in bytes of the segment `starts` and `ends`, -1 where a position is no piece
             of a text; all int32 `[B, T]`. And `padding_mask`, `num_tokens` and `truncated` as a call gives them.
         """
-        found = [self.tokenizer.tokenize_with_offsets(segment) for segment in segments if segment is not None]
+        found = [self.tokenize_with_offsets(segment) for segment in segments if segment is not None]
         tokens, starts, ends = (list(column) for column in zip(*found, strict=True))
         keep = self._keep(tokens)
         numbers, count = [], tf.constant(0)
@@ -203,6 +226,12 @@ class Text:
         known = self.tokenizer.special_tokens
         more = [token for token in tokens if token not in known]
         return Text(self.vocabulary, self.config, (*known, *more)) if more else self
+
+    def with_prompt(self, prompt: str) -> "Text":
+        """The same, which reads `prompt` before each text."""
+        made = copy.copy(self)
+        made.prompt = prompt
+        return made
 
     def before_target(self, most: int) -> "Text":
         """The same for a text and, as the second segment, its target of at most `most` tokens, its [SEP] included.

@@ -8,8 +8,9 @@ variables, lookup tables, assets or Python functions.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from itertools import chain
 from types import ModuleType
 from typing import Any
@@ -17,22 +18,28 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_bert.config import AddedToken
 from keras_bert.errors import ConfigError, DataError
 from keras_bert.text import double_array
+from keras_bert.text.added import Finder, check_added, finders, word_class
 from keras_bert.text.normalization import FINAL_SIGMA, SIGMA, SURROGATES, changes, character_class, code_points, members
-from keras_bert.text.wordpiece import MAX_WORD_CHARACTERS, UNKNOWN, check_special_tokens, has_sigma_rule, index
+from keras_bert.text.wordpiece import MAX_WORD_CHARACTERS, UNKNOWN, alone, has_sigma_rule, index, with_special
 
 HOST = "/CPU:0"
 """Strings live there; without a word TensorFlow would send the numbers to an accelerator and back."""
-SENTINELS = (0xC0, 0xC1, *range(0xF5, 0x100))
-"""Bytes that well-formed UTF-8 never holds: one stands for a special token while the text is normalized."""
 FILLER = b"\x01"
 """A control character, which every flavour drops: takes up the room of what must not shift the rest."""
+OPEN, CLOSE, OPEN_WORD, CLOSE_WORD, NOT_OPEN, NOT_CLOSE = map(chr, range(2, 8))
+"""Control characters, which are dropped too: they mark added tokens in a text while it is split."""
 ROW = 2**32
 """Keeps the places of different rows apart in one sorted list."""
 PRIVATE = range(0xF0000, 0xFFFFE)
 LONE = (0xFA6E, 0xFA6F, *range(0xFADA, 0xFB00), 0x2FA1E, 0x2FA1F)
 """Unassigned code points of the CJK compatibility blocks: the kernel makes each a word of its own."""
+
+
+Tokens = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]
+"""Ids int32, starts and ends int64, all `[tokens]`, and row splits."""
 
 
 class Tokenizer:
@@ -43,12 +50,13 @@ class Tokenizer:
         do_lower_case: lower-case and strip accents.
         flavour: "original" (google-research/bert) or "hf" (Hugging Face's fast tokenizers).
         special_tokens: pieces to find in the text as they are written; others are ordinary text.
+        accents, chinese_chars, max_word_length, added_tokens: see `TextConfig`.
 
     Any bytes are accepted: ill-formed UTF-8 is skipped, as by `decode("utf-8", "ignore")`, but a special token with
     such bytes inside is ordinary text. See `wordpiece.Encoding` for what offsets mean.
 
     Raises:
-        ConfigError: no such flavour, special tokens that cannot be told apart, or no TensorFlow Text.
+        ConfigError: no such flavour, tokens that cannot be found, or no TensorFlow Text.
         DataError: the vocabulary lacks [UNK] or a special token.
 
     Example:
@@ -62,42 +70,48 @@ class Tokenizer:
         do_lower_case: bool,
         flavour: str = "original",
         special_tokens: Sequence[str] = (),
+        *,
+        accents: str = "",
+        chinese_chars: bool = True,
+        max_word_length: int = 0,
+        added_tokens: Sequence[AddedToken] = (),
     ) -> None:
         self._text = _tensorflow_text()
         known = index(vocabulary, flavour)
-        self.special_tokens = check_special_tokens(special_tokens, known)
-        self.flavour, self.do_lower_case = flavour, do_lower_case
-        self.limit = MAX_WORD_CHARACTERS[flavour]
+        tokens = with_special(added_tokens, special_tokens)
+        check_added(tokens, known, has_sigma_rule(do_lower_case, flavour))
+        self.special_tokens = tuple(special_tokens)
+        self.limit = max_word_length or MAX_WORD_CHARACTERS[flavour]
         self.unknown_id = known[UNKNOWN]
 
-        used = frozenset(c for c in set(chain.from_iterable(known)) if ord(c) in PRIVATE or ord(c) in LONE)
-        stand_ins, lone = _stand_ins(flavour, do_lower_case, used)
+        kind = Kind(flavour, bool(do_lower_case), accents, chinese_chars)
+        used = _odd(chain.from_iterable(known), chinese_chars)
+        changed, stand_ins = _changes(kind, used)
+        never = {token.content for token in tokens if not token.piece}
         rows = [f"[no piece {row}]" for row in range(len(vocabulary))]  # never in a text: it has punctuation inside
         for piece, row in known.items():
-            if _is_possible(piece):
+            if _is_possible(piece) and piece not in never:
                 rows[row] = piece.translate(stand_ins)
-        for token, char in zip(self.special_tokens, lone, strict=False):
-            rows[known[token]] = char
         short, self._model_limit_at = _wordpiece_model(rows, rows[self.unknown_id], self.limit)
-        tables = [_table(flavour, do_lower_case, used, special) for special in (False, bool(self.special_tokens))]
+        raw, normal = finders(tokens, {chr(code): value for code, value in changed.items()})
+        self._raw, self._normal = Splitter(raw, known), Splitter(normal, known)
         with tf.init_scope(), tf.device(HOST):
             self._model = tf.constant(short)
             self._is_suffix = tf.constant([row.startswith("##") for row in rows])
-            self._table, self._special_table = (tf.constant(table) for table in tables)
-            self._filling_table = tf.constant(_filling_table(FILLER))
+            self._table = tf.constant(_table(kind, used))
+            self._filling_table = tf.constant(_filling_table(FILLER, OPEN + NOT_CLOSE))
         self._sigma_rule = _sigma_rule() if has_sigma_rule(do_lower_case, flavour) else ""
 
     @property
     def constants(self) -> tuple[tf.Tensor, tf.Tensor]:
         """What the two kernels are told, uint8 `[bytes]`: the table of FastBertNormalize and the model of
-        FastWordpieceTokenizeWithOffsets, for texts without special tokens."""
+        FastWordpieceTokenizeWithOffsets."""
         return self._table, self._model
 
     def tokenize(self, texts: Any) -> tf.RaggedTensor:
         """Strings `[B]` -> ids, ragged int32 `[B, tokens]`; B may be 0."""
         with tf.device(HOST):
-            normalized, _ = self._normalize(strings(texts), with_offsets=False)
-            ids, _, _, splits = self._pieces(normalized)
+            ids, _, _, splits = self._tokens(strings(texts), with_offsets=False)
             return tf.RaggedTensor.from_row_splits(ids, splits, validate=False)
 
     def tokenize_with_offsets(self, texts: Any) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
@@ -106,60 +120,64 @@ class Tokenizer:
         All are ragged int32 `[B, tokens]`; `character_offsets` turns bytes into characters.
         """
         with tf.device(HOST):
-            normalized, sources = self._normalize(strings(texts), with_offsets=True)
-            ids, starts, ends, splits = self._pieces(normalized)
-            rows = tf.repeat(sources.row_splits[:-1], splits[1:] - splits[:-1])
-            places = sources.flat_values
-            begins = tf.gather(places, rows + starts)
-            last = tf.gather(places, rows + ends - 1)
-            stops = tf.gather(places, rows + ends)
-
-            def next_sources() -> tf.Tensor:
-                # A token that ends inside one expanded character ends where the next character begins.
-                keys = sources.value_rowids() * ROW + tf.cast(places, tf.int64)
-                row = tf.repeat(tf.range(sources.nrows()), splits[1:] - splits[:-1])
-                return tf.gather(places, tf.searchsorted(keys, row * ROW + tf.cast(last, tf.int64), side="right"))
-
-            stops = tf.cond(tf.reduce_any(stops == last), next_sources, lambda: stops)
+            ids, starts, ends, splits = self._tokens(strings(texts), with_offsets=True)
             return tuple(
                 tf.RaggedTensor.from_row_splits(tf.cast(values, tf.int32), splits, validate=False)
-                for values in (ids, begins, stops)
+                for values in (ids, starts, ends)
             )
 
-    # === Steps ===
+    # === Steps: strings [B] -> ids int32, starts and ends int64, all [tokens], and row splits ===
 
-    def _normalize(self, strings: tf.Tensor, with_offsets: bool) -> tuple[tf.Tensor, tf.RaggedTensor]:
-        """Normalized strings `[B]` and, for each of their bytes and their ends, the place in the string it is from."""
-
-        def normalize(text: tf.Tensor, table: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            kernel = self._text.FastBertNormalizer(model_buffer=table)
-            if not with_offsets:
-                return kernel.normalize(text), tf.zeros([0], tf.int32), tf.zeros([1], tf.int64)
-            normalized, sources = kernel.normalize_with_offsets(text)
-            return normalized, sources.flat_values, sources.row_splits
-
-        def with_special_tokens() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            text = self._fill_ill_formed(strings)  # so that no byte of the text passes for a sentinel
-            for token, sentinel in zip(self.special_tokens, SENTINELS, strict=False):
-                room = FILLER * (len(token.encode("utf-8")) - 1)
-                text = tf.strings.regex_replace(text, re.escape(token), bytes([sentinel]) + room)
-            return normalize(text, self._special_table)
-
-        joined = tf.strings.reduce_join(strings) if self._sigma_rule or self.special_tokens else None
+    def _tokens(self, strings: tf.Tensor, with_offsets: bool) -> Tokens:
+        """Of strings as they are given; starts and ends mean nothing without offsets."""
+        joined = tf.strings.reduce_join(strings) if self._sigma_rule or self._raw else None
         if self._sigma_rule:
             strings = tf.cond(_holds(joined, SIGMA), lambda: self._finalize_sigmas(strings), lambda: strings)
-        if self.special_tokens:
-            pattern = "|".join(map(re.escape, self.special_tokens))
-            found = tf.cond(_holds(joined, pattern), with_special_tokens, lambda: normalize(strings, self._table))
+        run = partial(self._words, with_offsets=with_offsets)
+        if not self._raw:
+            return run(strings)
+        return tf.cond(
+            _holds(joined, self._raw.pattern),
+            lambda: self._raw.between(self._fill_ill_formed(strings), run),
+            lambda: run(strings),
+        )
+
+    def _words(self, strings: tf.Tensor, with_offsets: bool) -> Tokens:
+        """Of strings in which no token has to be found before they are normalized."""
+        kernel = self._text.FastBertNormalizer(model_buffer=self._table)
+        if with_offsets:
+            normalized, sources = kernel.normalize_with_offsets(strings)
         else:
-            found = normalize(strings, self._table)
-        normalized, places, splits = found
-        return normalized, tf.RaggedTensor.from_row_splits(places, splits, validate=False)
+            normalized, sources = kernel.normalize(strings), None
+        found = self._pieces(normalized)
+        if self._normal:
+            found = tf.cond(
+                _holds(tf.strings.reduce_join(normalized), self._normal.pattern),
+                lambda: self._normal.between(normalized, self._pieces),
+                lambda: self._pieces(normalized),
+            )
+        if sources is None:
+            return found
+        ids, starts, ends, splits = found
+        rows = tf.repeat(sources.row_splits[:-1], splits[1:] - splits[:-1])
+        places = sources.flat_values
+        begins = tf.gather(places, rows + starts)
+        last = tf.gather(places, rows + ends - 1)
+        stops = tf.gather(places, rows + ends)
 
-    def _pieces(self, normalized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Ids int32, starts and ends int64 in bytes of the normalized strings, all `[tokens]`, and row splits."""
+        def next_sources() -> tf.Tensor:
+            # A token that ends inside one expanded character ends where the next character begins.
+            keys = sources.value_rowids() * ROW + tf.cast(places, tf.int64)
+            row = tf.repeat(tf.range(sources.nrows()), splits[1:] - splits[:-1])
+            return tf.gather(places, tf.searchsorted(keys, row * ROW + tf.cast(last, tf.int64), side="right"))
 
-        def run(model: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        stops = tf.cond(tf.reduce_any(stops == last), next_sources, lambda: stops)
+        return ids, tf.cast(begins, tf.int64), tf.cast(stops, tf.int64), splits
+
+    def _pieces(self, normalized: tf.Tensor) -> Tokens:
+        """Of normalized strings, with places in them."""
+
+        def run(model: tf.Tensor) -> Tokens:
             kernel = self._text.FastWordpieceTokenizer(model_buffer=model, token_out_type=tf.int32)
             ids, starts, ends = kernel.tokenize_with_offsets(normalized)
             return ids.flat_values, starts.flat_values, ends.flat_values, ids.row_splits
@@ -169,7 +187,7 @@ class Tokenizer:
         found = run(self._model)
         wide = tf.reduce_any(found[2] - found[1] > self.limit)
 
-        def count_characters() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        def count_characters() -> Tokens:
             at = self._model_limit_at
             room = tf.constant(np.frombuffer(np.int32(4 * self.limit).tobytes(), np.uint8))
             model = tf.concat([self._model[:at], room, self._model[at + 4 :]], 0)
@@ -179,7 +197,7 @@ class Tokenizer:
 
     def _collapse_long_words(
         self, normalized: tf.Tensor, ids: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor, splits: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    ) -> Tokens:
         """Make one [UNK] of each word with too many characters."""
         is_first = ~tf.gather(self._is_suffix, ids)
         word = tf.cumsum(tf.cast(is_first, tf.int32)) - 1
@@ -202,6 +220,63 @@ class Tokenizer:
 
     def _fill_ill_formed(self, strings: tf.Tensor) -> tf.Tensor:
         return self._text.FastBertNormalizer(model_buffer=self._filling_table).normalize(strings)
+
+
+class Splitter:
+    """What finds added tokens in strings, in the graph, as `added.Finder` does in plain Python.
+
+    Args:
+        finder: the tokens.
+        known: piece -> id.
+
+    Attributes:
+        pattern: a regular expression of RE2 that matches each of them.
+    """
+
+    def __init__(self, finder: Finder, known: Mapping[str, int]) -> None:
+        self.pattern = "|".join(map(re.escape, finder.literals))
+        self._single = "|".join(map(re.escape, finder.single))
+        with tf.init_scope(), tf.device(HOST):
+            self._literals = tf.constant(finder.literals, tf.string)
+            self._ids = tf.constant([known[finder.tokens[text].content] for text in finder.literals], tf.int64)
+
+    def __bool__(self) -> bool:
+        return bool(self.pattern)
+
+    def between(self, strings: tf.Tensor, run: Callable[[tf.Tensor], Tokens]) -> Tokens:
+        """The tokens in strings, and those that `run` finds between them."""
+        parts = self._parts(strings)
+        texts, splits = parts.flat_values, parts.row_splits
+        is_token = tf.ragged.range(parts.row_lengths()).flat_values % 2 == 1
+        sizes = tf.cast(tf.strings.length(texts), tf.int64)
+        before = tf.cumsum(sizes, exclusive=True)
+        starts = before - tf.repeat(tf.gather(tf.concat([before, [0]], 0), splits[:-1]), parts.row_lengths())
+        ids, begins, ends, inner = run(tf.where(is_token, "", texts))
+        found = tf.RaggedTensor.from_row_splits(tf.stack([tf.cast(ids, tf.int64), begins, ends], 1), inner)
+        same = tf.boolean_mask(texts, is_token)[:, tf.newaxis] == self._literals
+        own = tf.gather(self._ids, tf.argmax(tf.cast(same, tf.int32), axis=1))
+        own = tf.stack([own, tf.zeros_like(own), tf.boolean_mask(sizes, is_token)], 1)
+        tokens = tf.RaggedTensor.from_row_lengths(own, tf.cast(is_token, tf.int64), validate=False)
+        both = tf.concat([found, tokens], axis=1)
+        ids, begins, ends = tf.unstack(both.values, axis=1)
+        shift = tf.gather(starts, both.value_rowids())
+        return tf.cast(ids, tf.int32), begins + shift, ends + shift, tf.gather(both.row_splits, splits)
+
+    def _parts(self, strings: tf.Tensor) -> tf.RaggedTensor:
+        """Strings `[B]` -> their parts, ragged `[B, parts]`: text and token in turn, text first and last."""
+
+        def replace(text: tf.Tensor, pattern: str, by: str) -> tf.Tensor:
+            return tf.strings.regex_replace(text, pattern, by)
+
+        text = replace(strings, f"({self.pattern})", rf"{OPEN}\1{CLOSE}")
+        if self._single:
+            word = word_class()
+            text = replace(text, f"{OPEN}({self._single}){CLOSE}", rf"{OPEN_WORD}\1{CLOSE_WORD}")
+            text = replace(text, f"([{word}][{CLOSE}{CLOSE_WORD}]?){OPEN_WORD}", rf"\1{NOT_OPEN}")
+            text = replace(text, f"{CLOSE_WORD}([{OPEN}{OPEN_WORD}{NOT_OPEN}]?[{word}])", rf"{NOT_CLOSE}\1")
+            text = replace(text, f"{OPEN_WORD}({self._single}){CLOSE_WORD}", rf"{OPEN}\1{CLOSE}")
+            text = replace(text, f"[{OPEN_WORD}{CLOSE_WORD}{NOT_OPEN}{NOT_CLOSE}]", "")
+        return tf.strings.split(replace(text, f"[{OPEN}{CLOSE}]", CLOSE), CLOSE)
 
 
 def character_offsets(texts: Any, byte_offsets: tf.RaggedTensor) -> tf.RaggedTensor:
@@ -296,21 +371,64 @@ def kernel_classes() -> dict[str, set[int]]:
     return {kind: {c for c, n in zip(codes, counts, strict=True) if n == k} for kind, k in (("space", 2), ("alone", 3))}
 
 
-def _stand_ins(flavour: str, lower_case: bool, used: frozenset[str]) -> tuple[dict[int, str], Iterator[str]]:
-    """Code points that the kernel splits otherwise than the flavour -> characters that it splits right.
+@dataclass(frozen=True)
+class Kind:
+    """What decides how characters are normalized and split; see `TextConfig`."""
 
-    They are characters that occur in no piece, so both the table and the vocabulary can be written with them. Also
-    returns the characters left that are words of their own.
+    flavour: str
+    lower_case: bool
+    accents: str = ""
+    chinese_chars: bool = True
+
+
+@cache
+def _table(kind: Kind, used: frozenset[str]) -> np.ndarray:
+    """The table of FastBertNormalize, uint8 `[bytes]`."""
+    return double_array.normalizer(_changes(kind, used)[0])
+
+
+@cache
+def _changes(kind: Kind, used: frozenset[str]) -> tuple[dict[int, str], dict[int, str]]:
+    """What the kernel is to put in the place of characters, and which of these stand for others.
+
+    Where the kernel splits otherwise than the flavour, characters that occur in no piece stand in for those of the
+    text, so both the table and the vocabulary can be written with them.
+
+    Args:
+        used: what `_odd` gives for the vocabulary.
     """
-    alone = members(flavour, "cjk") | members(flavour, "punctuation")
+    table = changes(kind.flavour, kind.lower_case, kind.accents)
+    stand_ins, void_private, void_lone = _stand_ins(kind, table, used)
+    found = {code: value.translate(stand_ins) for code, value in table.items()} | {
+        code: char for code, char in stand_ins.items() if code not in table
+    }
+    # A stand-in that is written in a text must not pass for what it stands for; one more is in no piece either.
+    for code in map(ord, set(stand_ins.values())):
+        if code not in table:
+            found[code] = void_lone if code in LONE and kind.chinese_chars else void_private
+    return found, stand_ins
+
+
+def _stand_ins(kind: Kind, table: dict[int, str], used: frozenset[str]) -> tuple[dict[int, str], str, str]:
+    """Code points -> stand-ins; and two characters in no piece, of which the second is a word of its own."""
+    ours = alone(kind.flavour, kind.chinese_chars)
     private, lone = (_unused(codes, used) for codes in (PRIVATE, LONE))
-    table = changes(flavour, lower_case)
+    void_private, void_lone = next(private), next(lone)
     shown = set(chain.from_iterable(table.values()))
+    chinese = members(kind.flavour, "cjk") - ours
     found = {}
-    for code in sorted(alone ^ members("kernel", "alone")):
-        if code not in table or chr(code) in shown:
-            found[code] = next(lone if code in alone else private)
-    return found, lone
+    for code in sorted(ours ^ members("kernel", "alone")):
+        if code in chinese and chr(code) not in used:
+            found[code] = void_private  # its word is unknown in any case
+        elif code not in table or chr(code) in shown:
+            found[code] = next(lone if code in ours else private)
+    return found, void_private, void_lone
+
+
+def _odd(characters: Iterable[str], chinese_chars: bool) -> frozenset[str]:
+    """Of the characters of a vocabulary those that decide about stand-ins."""
+    chinese = frozenset() if chinese_chars else members("hf", "cjk")
+    return frozenset(c for c in set(characters) if ord(c) in PRIVATE or ord(c) in LONE or ord(c) in chinese)
 
 
 def _unused(codes: Iterable[int], used: frozenset[str]) -> Iterator[str]:
@@ -318,28 +436,14 @@ def _unused(codes: Iterable[int], used: frozenset[str]) -> Iterator[str]:
 
 
 @cache
-def _table(flavour: str, lower_case: bool, used: frozenset[str], special: bool) -> np.ndarray:
-    """The table of FastBertNormalize, uint8 `[bytes]`; a special one turns sentinels into their characters."""
-    table = changes(flavour, lower_case)
-    stand_ins, lone = _stand_ins(flavour, lower_case, used)
-    sentinels = dict(zip(SENTINELS, lone, strict=False))
-    found = {code: value.translate(stand_ins) for code, value in table.items()} | {
-        code: char for code, char in stand_ins.items() if code not in table
-    }
-    # A stand-in that is written in a text must not pass for what it stands for; one more is in no piece either.
-    taken = {*stand_ins.values(), *sentinels.values()}
-    void_lone = next(lone)
-    void_private = next(_unused(PRIVATE, used | taken))
-    for code in map(ord, taken):
-        if code not in table:
-            found[code] = void_lone if code in LONE else void_private
-    return double_array.normalizer(found, sentinels=sentinels if special else {})
+def _filling_table(filler: bytes, ends: str = "") -> np.ndarray:
+    """A table that puts a filler in the place of each byte of ill-formed UTF-8, and changes nothing else.
 
-
-@cache
-def _filling_table(filler: bytes) -> np.ndarray:
-    """A table that puts a filler in the place of each byte of ill-formed UTF-8 and changes nothing else."""
-    return double_array.normalizer({}, (filler, filler * 2, filler * 3))
+    Args:
+        ends: two characters of one byte; those between, and these, are filled too.
+    """
+    filled = range(ord(ends[0]), ord(ends[1]) + 1) if ends else ()
+    return double_array.normalizer({code: filler.decode() for code in filled}, (filler, filler * 2, filler * 3))
 
 
 def _is_possible(piece: str) -> bool:

@@ -23,7 +23,7 @@ def read_vocabulary(path: str | Path) -> list[str]:
 
     Raises:
         DataError: the file is unreadable, empty, larger than 64 MB, binary, not UTF-8, has a byte order mark,
-            CRLF line ends, a blank line or a repeated piece, or lacks [UNK], [CLS] or [SEP].
+            a blank line or a repeated piece, or lacks [UNK], [CLS] or [SEP].
     """
     path = Path(path)
     try:
@@ -41,11 +41,8 @@ def read_vocabulary(path: str | Path) -> list[str]:
         raise DataError(f"{path}, line 1: starts with a byte order mark; save the file as UTF-8 without one")
     if b"\0" in data:
         raise DataError(f"{path}, line {_line(data, data.index(0))}: holds a NUL byte; this is not a text file")
-    if b"\r\n" in data:
-        line = _line(data, data.index(b"\r\n"))
-        raise DataError(f"{path}, line {line}: ends with CR LF; convert the file to LF line ends")
     try:
-        content = data.decode("utf-8")
+        content = data.replace(b"\r\n", b"\n").decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}, line {_line(data, error.start)}: byte {data[error.start]:#04x} is not UTF-8; "

@@ -5,24 +5,24 @@ Greedy longest match first (Wu et al. 2016, https://arxiv.org/abs/1609.08144) ov
 """
 
 import re
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
+from typing import Any
 
+from keras_bert.config import AddedToken
 from keras_bert.errors import ConfigError, DataError
+from keras_bert.text.added import check_added, finders
 from keras_bert.text.normalization import FINAL_SIGMA, SIGMA, SURROGATES, changes, character_class, members
 
 UNKNOWN = "[UNK]"
 MAX_WORD_CHARACTERS = {"original": 200, "hf": 100}
 """A longer word, counted after normalization, is one [UNK]."""
-MAX_SPECIAL_TOKENS = 13
 MANY_UNKNOWN, MANY_CAPITALS = 0.05, 0.1
 """Shares above which `misfit` speaks: of [UNK] among pieces, of capitals in a vocabulary. Where vocabulary and casing
 fit, 1% is much; English with the wrong casing has 7% and more."""
 SAMPLE = 500
-_PUNCTUATION = frozenset(string.punctuation)
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class WordPiece:
         do_lower_case: lower-case and strip accents.
         flavour: "original" (google-research/bert) or "hf" (Hugging Face's fast tokenizers).
         special_tokens: pieces to find in the text as they are written; others are ordinary text.
+        accents, chinese_chars, max_word_length, added_tokens: see `TextConfig`.
 
     Raises:
-        ConfigError: no such flavour, or special tokens that cannot be told apart.
+        ConfigError: no such flavour, or tokens that cannot be found.
         DataError: the vocabulary lacks [UNK] or a special token.
 
     Example:
@@ -64,15 +65,22 @@ class WordPiece:
         do_lower_case: bool,
         flavour: str = "original",
         special_tokens: Sequence[str] = (),
+        *,
+        accents: str = "",
+        chinese_chars: bool = True,
+        max_word_length: int = 0,
+        added_tokens: Sequence[AddedToken] = (),
     ) -> None:
         self.index = index(vocabulary, flavour)
-        self.special_tokens = check_special_tokens(special_tokens, self.index)
-        self.limit = MAX_WORD_CHARACTERS[flavour]
-        self._table = {chr(c): value for c, value in changes(flavour, do_lower_case).items()}
-        self._space = {chr(c) for c in members(flavour, "space")}
-        self._alone = {chr(c) for kind in ("cjk", "punctuation") for c in members(flavour, kind)}
         self._has_sigma_rule = has_sigma_rule(do_lower_case, flavour)
-        self._special = re.compile("|".join(map(re.escape, self.special_tokens))) if self.special_tokens else None
+        tokens = with_special(added_tokens, special_tokens)
+        check_added(tokens, self.index, self._has_sigma_rule)
+        self._pieces = self.index.keys() - {token.content for token in tokens if not token.piece}
+        self.limit = max_word_length or MAX_WORD_CHARACTERS[flavour]
+        self._table = {chr(c): value for c, value in changes(flavour, do_lower_case, accents).items()}
+        self._space = {chr(c) for c in members(flavour, "space")}
+        self._alone = {chr(c) for c in alone(flavour, chinese_chars)}
+        self._raw, self._normal = finders(tokens, self._table)
         self._longest = max(map(len, self.index))
 
     def tokenize(self, text: str | bytes) -> Encoding:
@@ -92,63 +100,67 @@ class WordPiece:
         places = [0, *accumulate(widths)]
         if self._has_sigma_rule:
             chars = finalize_sigmas(chars)
-        words, sources = self._words(chars)
         found = Encoding()
         known: dict[str, list[tuple[str, int, int]]] = {}
-        for word, first in words:
-            if word not in known:
-                known[word] = self.pieces(word)
-            for piece, start, end in known[word]:
-                begin, stop = sources[first[start]], sources[first[end - 1] + 1]
-                found.ids.append(self.index[piece])
-                found.pieces.append(piece)
-                found.characters.append((ordinals[begin], ordinals[stop]))
-                found.bytes.append((places[begin], places[stop]))
+
+        def add(piece: str, start: int, end: int) -> None:
+            found.ids.append(self.index[piece])
+            found.pieces.append(piece)
+            found.characters.append((ordinals[start], ordinals[end]))
+            found.bytes.append((places[start], places[end]))
+
+        for token, start, end in self._raw.find(chars):
+            if token:
+                add(token, start, end)
+                continue
+            normal, sources, following = self._normalized(chars, start, end)
+            for word, first in self._words(normal):
+                added, text = isinstance(word, str), "".join(word)
+                if not added and text not in known:
+                    known[text] = self.pieces(text)
+                for piece, begin, stop in [(text, 0, len(first))] if added else known[text]:
+                    add(piece, sources[first[begin]], following[first[stop - 1]])
         return found
 
-    def _words(self, chars: str) -> tuple[list[tuple[str, list[int]]], list[int]]:
-        """Words with the number of the source of each of their characters (a special token counts as one); sources.
+    def _normalized(self, chars: str, start: int, end: int) -> tuple[str, list[int], list[int]]:
+        """The normalized text between two places, and for each of its characters the place that it is from and the
+        place of the next one that is not dropped."""
+        kept = [
+            at for at in range(start, end) if self._table.get(chars[at], chars[at]) and not _is_surrogate(chars[at])
+        ]
+        normal, sources, following = [], [], []
+        for at, after in zip(kept, [*kept[1:], end], strict=False):
+            value = self._table.get(chars[at], chars[at])
+            normal.append(value)
+            sources += [at] * len(value)
+            following += [after] * len(value)
+        return "".join(normal), sources, following
 
-        Sources are the positions of the characters that are not dropped, with the length of the text at the end, so
-        that the source after the last one of a token is where the token ends.
-        """
-        special = {m.start(): m.group() for m in self._special.finditer(chars)} if self._special else {}
-        words: list[tuple[str, list[int]]] = []
-        sources: list[int] = []
-        word: list[str] = []
-        first: list[int] = []
-        at = 0
-        while at < len(chars):
-            token = special.get(at)
-            value = token or self._table.get(chars[at], chars[at])
-            if value and not _is_surrogate(chars[at]):
-                for c in [token] if token else value:
-                    if token or c in self._space or c in self._alone:
-                        if word:
-                            words.append(("".join(word), first))
-                            word, first = [], []
-                        if c not in self._space:
-                            words.append((c, [len(sources)]))
-                    else:
-                        word.append(c)
-                        first.append(len(sources))
-                sources.append(at)
-            at += len(token or "x")
-        if word:
-            words.append(("".join(word), first))
-        return words, [*sources, len(chars)]
+    def _words(self, normal: str) -> Iterator[tuple[str | list[str], range]]:
+        """The words of a normalized text, each a list of characters, and the tokens in it, each a string; with the
+        places of their characters."""
+        for token, start, end in self._normal.find(normal):
+            if token:
+                yield token, range(start, end)
+                continue
+            begin = start
+            for at in range(start, end + 1):
+                ends = at == end or normal[at] in self._space or normal[at] in self._alone
+                if ends and at > begin:
+                    yield list(normal[begin:at]), range(begin, at)
+                if at < end and normal[at] in self._alone:
+                    yield [normal[at]], range(at, at + 1)
+                begin = at + 1 if ends else begin
 
     def pieces(self, word: str) -> list[tuple[str, int, int]]:
         """Piece, start and end for each piece of a normalized word, or [UNK] for all of it."""
-        if word in self.special_tokens:
-            return [(word, 0, 1)]
         found: list[tuple[str, int, int]] = []
         start = 0 if len(word) <= self.limit else len(word) + 1
         while start < len(word):
             prefix = "##" if start else ""
             for end in range(min(len(word), start + self._longest), start, -1):
                 piece = prefix + word[start:end]
-                if piece in self.index:
+                if piece in self._pieces:
                     found.append((piece, start, end))
                     start = end
                     break
@@ -158,7 +170,8 @@ class WordPiece:
 
 
 def index(vocabulary: Sequence[str], flavour: str) -> dict[str, int]:
-    """Piece -> id as the flavour's reference reads the lines: the original strips them, the last of equals counts.
+    """Piece -> id as the flavour's reference reads the lines: the last of equals counts, and white space does not, in
+    the original at both ends of a line, in Hugging Face at the right one.
 
     Raises:
         ConfigError: no such flavour.
@@ -166,21 +179,28 @@ def index(vocabulary: Sequence[str], flavour: str) -> dict[str, int]:
     """
     if flavour not in MAX_WORD_CHARACTERS:
         raise ConfigError(f"no tokenizer flavour {flavour!r}; there are {', '.join(MAX_WORD_CHARACTERS)}")
-    found = {piece.strip() if flavour == "original" else piece: number for number, piece in enumerate(vocabulary)}
+    strip = str.strip if flavour == "original" else str.rstrip
+    found = {strip(piece): number for number, piece in enumerate(vocabulary)}
     if UNKNOWN not in found:
         raise DataError(f"the vocabulary has no {UNKNOWN} among its {len(vocabulary)} pieces")
     return found
 
 
-def misfit(vocabulary: Sequence[str], texts: Sequence[str], do_lower_case: bool, flavour: str = "original") -> str:
-    """One line where vocabulary, casing and texts hardly belong together, judged by the first of them; else ""."""
+def misfit(
+    vocabulary: Sequence[str], texts: Sequence[str], do_lower_case: bool, flavour: str = "original", **more: Any
+) -> str:
+    """One line where vocabulary, casing and texts hardly belong together, judged by the first of them; else "".
+
+    Args:
+        more: further arguments of `WordPiece`.
+    """
     ordinary = [piece for piece in vocabulary if piece[0] not in "[<"]
     capitals = sum(piece != piece.lower() for piece in ordinary) / max(len(ordinary), 1)
     if do_lower_case and capitals > MANY_CAPITALS:
         return f"{capitals:.0%} of the vocabulary has capitals but text is lower-cased; is do_lower_case false for it?"
 
     def unknown(lower: bool) -> float:
-        wordpiece = WordPiece(vocabulary, lower, flavour)
+        wordpiece = WordPiece(vocabulary, lower, flavour, **more)
         pieces = [piece for text in texts[:SAMPLE] for piece in wordpiece.tokenize(text[:SAMPLE]).pieces]
         return pieces.count(UNKNOWN) / max(len(pieces), 1)
 
@@ -212,33 +232,24 @@ def _sigma_rule() -> re.Pattern[str]:
     return re.compile(rf"([{letter}][{ignorable}]*+){SIGMA}(?![{ignorable}]*+[{letter}])")
 
 
-def check_special_tokens(tokens: Sequence[str], known: Mapping[str, int]) -> tuple[str, ...]:
-    """The special tokens as a tuple.
+def with_special(added: Sequence[AddedToken], special: Sequence[str]) -> tuple[AddedToken, ...]:
+    """The added tokens, and the special ones that are not among them.
 
     Raises:
-        ConfigError: there are too many, one is repeated or could be part of ordinary text, or two can overlap.
-        DataError: the vocabulary lacks one.
+        ConfigError: the special tokens are no list, or one is repeated.
     """
-    if isinstance(tokens, str):
-        raise ConfigError(f"special_tokens must be a list of pieces, got {tokens!r}")
-    if len(tokens) > MAX_SPECIAL_TOKENS or len(set(tokens)) < len(tokens):
-        raise ConfigError(f"special_tokens must be at most {MAX_SPECIAL_TOKENS} different pieces, got {list(tokens)}")
-    for token in tokens:
-        if len(token) < 2 or not _PUNCTUATION & set(token) or token.startswith("##") or SIGMA in token:
-            raise ConfigError(
-                f"special token {token!r}: must be more than one character, hold ASCII punctuation (so that no word "
-                f"of a text equals it), not start with ## and not hold {SIGMA}"
-            )
-        if token not in known:
-            raise DataError(f"the vocabulary has no {token}, which special_tokens names")
-        for other in tokens:
-            if token != other and (token in other or _overlap(token, other)):
-                raise ConfigError(f"special tokens {token!r} and {other!r} can overlap in a text")
-    return tuple(tokens)
+    if isinstance(special, str):
+        raise ConfigError(f"special_tokens must be a list of pieces, got {special!r}")
+    if len(set(special)) < len(special):
+        raise ConfigError(f"special_tokens must be different pieces, got {list(special)}")
+    known = {token.content for token in added}
+    return (*added, *(AddedToken(content) for content in special if content not in known))
 
 
-def _overlap(first: str, second: str) -> bool:
-    return any(first.endswith(second[:n]) for n in range(1, min(len(first), len(second))))
+def alone(flavour: str, chinese_chars: bool) -> frozenset[int]:
+    """The code points that are words of their own."""
+    cjk = members(flavour, "cjk") if chinese_chars else frozenset()
+    return cjk | members(flavour, "punctuation")
 
 
 def _is_surrogate(char: str) -> bool:

@@ -75,3 +75,8 @@ class Doors:
     after_step: tuple[Callable[[], Any], ...] = ()
     losses: dict[str, ExtraLoss] = field(default_factory=dict)
     variables: dict[str, tf.Variable] = field(default_factory=dict)
+
+
+def no_trick(trainer: Any) -> Doors:
+    """Leaves the step as it is."""
+    return Doors()

@@ -25,7 +25,7 @@ from keras_bert.tasks.head import Head
 from keras_bert.tasks.network import Network
 from keras_bert.text.wordpiece import misfit
 from keras_bert.training import devices
-from keras_bert.training.doors import Doors, ExtraLoss
+from keras_bert.training.doors import Doors, ExtraLoss, no_trick
 from keras_bert.training.loop import Judge, Keeping, Rounds, Say, rehearse, resume, run_rounds
 from keras_bert.training.step import Batch, Scalars, Task, Trainer, copy_weights, distribute
 
@@ -70,7 +70,7 @@ class HeadTask(Task):
 
     def zeros(self, batch: Batch) -> Any:
         shape = tf.shape(batch["features"]["token_ids"])  # [B, T], or [B, S, T] of several rows each
-        return tf.zeros([tf.reduce_prod(shape[:-1]), shape[-1], self.network.encoder.config.hidden_dim])
+        return tf.zeros([tf.reduce_prod(shape[:-1]), shape[-1], self.network.encoder.config.embedding_width])
 
     def evaluate(self, batch: Batch) -> tuple[Scalars, dict[str, tuple[Any, Any]], dict[str, Any]]:
         logits = self.logits(batch, False)
@@ -228,7 +228,7 @@ def fit(
     progress: Any = None,
     windows: WindowConfig | None = None,
     finetune: FinetuneConfig | None = None,
-    trick: Callable[[Trainer], Doors] = lambda trainer: Doors(),
+    trick: Callable[[Trainer], Doors] = no_trick,
 ) -> Result:
     """Train, evaluate after every epoch, and leave `network` with the weights of the best epoch.
 
@@ -276,7 +276,7 @@ def fit(
         f"{config.num_train_epochs} epochs of {rows.steps} steps, mean length {rows.lengths.mean():.1f} tokens"
     )
     sample = train.segments[-1 if head.config.reads == "windows" else 0]
-    if reason := misfit(text.vocabulary, sample, text.config.do_lower_case, text.config.flavour):
+    if reason := misfit(text.vocabulary, sample, **text.config.tokenizer):
         say(f"warning: {reason}")
 
     def evaluate() -> dict[str, Any]:

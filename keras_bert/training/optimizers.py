@@ -23,9 +23,10 @@ ONE_RATE: list[tuple[str, float]] = [(".*", 1.0)]
 def layer_rates(encoder: EncoderConfig, decay: float) -> list[tuple[str, float]]:
     """Factors of the learning rate that shrink towards the input (Howard & Ruder 2018; Sun et al. 2019).
 
-    Heads learn at the full rate, block i of L at `decay ** (L - i)`, embeddings at `decay ** (L + 1)`.
+    Heads learn at the full rate, block i of L at `decay ** (L - i)`, embeddings at `decay ** (L + 1)`, where L counts
+    the blocks with weights of their own.
     """
-    layers = encoder.num_layers
+    layers = encoder.num_blocks
     blocks = [(rf"(^|/)encoder/block_{i}/", decay ** (layers - i)) for i in range(layers)]
     return [*blocks, (r"(^|/)encoder/", decay ** (layers + 1)), (".*", 1.0)]
 
@@ -36,7 +37,7 @@ def learning(encoder: EncoderConfig, freeze_layers: int) -> list[tuple[str, bool
     Raises:
         ConfigError: the encoder has fewer blocks than that.
     """
-    layers = encoder.num_layers
+    layers = encoder.num_blocks
     if freeze_layers > layers:
         raise ConfigError(f"freeze_layers {freeze_layers} is more than the {layers} layers of the model")
     blocks = [(rf"(^|/)encoder/block_{i}/", i >= freeze_layers) for i in range(layers)]

@@ -18,7 +18,7 @@ from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.model.encoder import View
 from keras_bert.training import devices
 from keras_bert.training.devices import Strategy, strategy_for
-from keras_bert.training.doors import ASCENTS, Doors, ExtraLoss, Pass
+from keras_bert.training.doors import ASCENTS, Doors, ExtraLoss, Pass, no_trick
 from keras_bert.training.optimizers import ONE_RATE, OPTIMIZERS, freeze, layer_rates, schedule
 
 Batch = Any
@@ -106,7 +106,7 @@ class Trainer:
         optimizer: OptimizerConfig,
         config: TrainConfig,
         total_steps: int,
-        trick: Callable[["Trainer"], Doors] = lambda trainer: Doors(),
+        trick: Callable[["Trainer"], Doors] = no_trick,
     ) -> None:
         self.config, self.strategy = config, strategy_for(config)
         self.rate, self.clip_norm = optimizer.learning_rate, optimizer.clip_norm
@@ -395,12 +395,15 @@ class Tally:
 
 
 def distribute(strategy: Strategy, cut: Callable[[int, int, int], Any]) -> Any:
-    """A distributed dataset that gives every replica of this process its part of each batch.
+    """A dataset that gives every replica of this process its part of each batch.
 
     Args:
         cut: `(first, last, all)` -> a `tf.data.Dataset`. Each batch is cut into `all` parts; the dataset yields parts
             `first` to `last - 1` of each, one after the other.
     """
+    if isinstance(strategy, tf.distribute.OneDeviceStrategy):
+        # The strategy's own iterators tune themselves in a thread, and wait for it, for seconds, when they end.
+        return cut(0, 1, 1)
     number, workers = devices.worker(strategy)
     everyone = strategy.num_replicas_in_sync
     mine = everyone // workers

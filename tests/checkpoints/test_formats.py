@@ -1,6 +1,7 @@
 """The formats' files: tables that lead there and back, and files that lie, which are refused before they do harm."""
 
 import json
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_every_row_leads_there_and_back(name, task):
 def test_a_table_names_the_encoder_and_what_is_trained_with_it(name):
     of = contents("classify")
     named = {part: len(list(entries(FORMATS[name].table, part, of.encoder, of.head))) for part in PARTS}
-    wanted = {"encoder": 37, "pooler": 2, "masked_lm": 5, "next_sentence": 2, "readout": 0, "logits": 2}
+    wanted = {"encoder": 37, "pooler": 2, "masked_lm": 5, "next_sentence": 2, "readout": 0, "dense": 0, "logits": 2}
     if name == "garden":
         wanted["logits"] = 0
     if name == "keras_hub":
@@ -100,6 +101,9 @@ def test_a_table_names_the_encoder_and_what_is_trained_with_it(name):
     assert named == wanted
     unnamed = HeadConfig(labels=("a", "b"), layers="mix")
     assert len(list(entries(FORMATS[name].table, "readout", of.encoder, unnamed))) == 2 * (name == "keras_bert")
+    dense = {"dense_units": (3, 4), "dense_activations": ("tanh", "tanh"), "dense_biases": (True, False)}
+    found = list(entries(FORMATS[name].table, "dense", of.encoder, HeadConfig(task="embed", **dense)))
+    assert len(found) == (3 if name in ("keras_bert", "hf") else 0)
 
 
 def test_names_and_shapes_are_those_of_published_models():
@@ -201,6 +205,53 @@ def test_a_real_torch_file():
     np.testing.assert_array_equal(found["bert.embeddings.position_ids"].read(), np.arange(16)[None])
 
 
+def torch_before_zip(description: bytes, keys: bytes = text("0"), items: int = 6, machine: bytes = b"\x88") -> bytes:
+    """The layout before PyTorch 1.6, written out by hand."""
+    magic = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little") + b"."
+    said = b"\x80\x02}(" + text("little_endian") + machine + text("type_sizes") + b"}u."
+    return (
+        magic + b"\x80\x02M" + struct.pack("<H", 1001) + b"." + said + description
+        + b"\x80\x02](" + keys + b"e." + struct.pack("<q", items) + VALUES.tobytes()
+    )  # fmt: skip
+
+
+OLD = tensor().replace(b"tQ", b"NtQ")
+
+
+def test_a_torch_file_before_zip_archives(tmp_path):
+    file = tmp_path / "a.bin"
+    file.write_bytes(torch_before_zip(state(("plain", OLD), ("turned", tensor((3, 2), (1, 3)).replace(b"tQ", b"NtQ")))))
+    found = {key: value.read() for key, value in read_torch(file).items()}
+    np.testing.assert_array_equal(found["plain"], VALUES.reshape(2, 3))
+    np.testing.assert_array_equal(found["turned"], VALUES.reshape(2, 3).T)
+
+
+OLD_FAULTS = {
+    "cut off": (torch_before_zip(state(("a", OLD)))[:-1], "is cut off"),
+    "another length": (torch_before_zip(state(("a", OLD)), items=5), "a storage has 5 numbers where 6 are described$"),
+    "other keys": (torch_before_zip(state(("a", OLD)), text("1")), "not that of its tensors$"),
+    "a key twice": (torch_before_zip(state(("a", OLD)), text("0") * 2), "not that of its tensors$"),
+    "keys that are lists": (torch_before_zip(state(("a", OLD)), b"]"), "not that of its tensors$"),
+    "big endian": (torch_before_zip(state(("a", OLD)), machine=b"\x89"), "is not of little-endian byte order"),
+    "a call": (
+        torch_before_zip(state(("a", name("os", "system") + b"(" + text("echo") + b"tR"))),
+        "calls 'os system'; it holds more than tensors",
+    ),
+    "a view": (
+        torch_before_zip(state(("a", tensor().replace(b"tQ", text("v") + b"tQ")))),
+        "is no storage; it holds more than tensors$",
+    ),
+    "a pickle": (b"\x80\x02cos\nsystem\n.", "is not a file of PyTorch$"),
+}
+
+
+@pytest.mark.parametrize("fault", list(OLD_FAULTS))
+def test_faults_of_a_torch_file_before_zip_archives(fault, tmp_path):
+    content, message = OLD_FAULTS[fault]
+    (tmp_path / "a.bin").write_bytes(content)
+    assert re.search(message, refused(read_torch, tmp_path / "a.bin"))
+
+
 @pytest.mark.slow
 def test_torch_itself_agrees(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed (extra peers)")
@@ -221,7 +272,12 @@ def test_torch_itself_agrees(tmp_path):
     torch.save(model, tmp_path / "c.bin")
     assert "it holds more than tensors" in refused(read_torch, tmp_path / "c.bin")
     torch.save(tensors, tmp_path / "d.bin", _use_new_zipfile_serialization=False)
-    assert "before 1.6" in refused(read_torch, tmp_path / "d.bin")
+    for key, value in read_torch(tmp_path / "d.bin").items():
+        np.testing.assert_array_equal(value.read(), tensors[key].float().numpy(), err_msg=key)
+    torch.save(dict(model.named_parameters()), tmp_path / "e.bin", _use_new_zipfile_serialization=False)
+    np.testing.assert_array_equal(read_torch(tmp_path / "e.bin")["0.bias"].read(), model[0].bias.detach().numpy())
+    torch.save(model, tmp_path / "f.bin", _use_new_zipfile_serialization=False)
+    assert "it holds more than tensors" in refused(read_torch, tmp_path / "f.bin")
 
 
 DEEP = b"(" * 50_000 + b"t" * 50_000
@@ -235,7 +291,8 @@ TORCH_FAULTS = {
     "an extension": (b"\x80\x02\x82\x01.", "uses EXT1"),
     "a text id": (b"\x80\x02Pstorage\n.", "uses PERSID"),
     "the state of a tensor": (b"\x80\x02" + tensor() + b"}b.", "sets the state of an object"),
-    "a list": (b"\x80\x02].", "uses EMPTY_LIST"),
+    "a list": (b"\x80\x02].", "something else than a dict of tensors$"),
+    "a list that is none": (b"\x80\x02}K\x01a.", "appends to what is no list$"),
     "another storage": (state(("a", tensor(kind="QInt8Storage"))), "'torch QInt8Storage' is not read$"),
     "a storage from elsewhere": (
         state(("a", tensor().replace(b"ctorch\nFloat", b"cother\nFloat"))), "a storage of kind 'other FloatStorage'"),
@@ -265,7 +322,6 @@ TORCH_FAULTS = {
 @pytest.mark.parametrize("fault", list(TORCH_FAULTS))
 def test_a_torch_file_that_holds_more_than_tensors(fault, tmp_path, monkeypatch):
     import os
-    import re
 
     description, message = TORCH_FAULTS[fault]
     monkeypatch.setattr(os, "system", lambda *_: pytest.fail("code of the file was executed"))
@@ -292,7 +348,7 @@ def test_archives_that_are_none_of_torch(tmp_path):
     file.write_bytes(data.replace(VALUES.tobytes(), VALUES[::-1].tobytes()))
     assert "broken (Bad CRC" in refused(read_torch(file)["a"].read)
     file.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
-    assert "not a zip archive; files of PyTorch before 1.6 are pickles" in refused(read_torch, file)
+    assert "broken description of tensors" in refused(read_torch, file)
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("x.txt", "x")
     assert "has no data.pkl" in refused(read_torch, file)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import shared
 from safetensors.numpy import save
 
 from keras_bert.checkpoints import hub
@@ -55,7 +56,30 @@ def files(tiny_checkpoint: Path) -> dict[str, bytes]:
     }
 
 
-WANTED = {"config.json", "vocab.txt", "tokenizer_config.json", "model.safetensors"}
+WANTED = {"config.json", "vocab.txt", "tokenizer_config.json", "model.safetensors", "1_Pooling/config.json"}
+
+
+def test_a_directory_of_sentence_transformers_comes_whole(home, tiny_checkpoint, files):
+    base = {f"0_Transformer/{name}": files[name] for name in ("config.json", "vocab.txt", "model.safetensors")}
+    rows = [("", "0_Transformer", "Transformer"), ("", "1_Pooling", "Pooling"), ("", "2_Dense", "Dense")]
+    listed = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for _, path, kind in rows]
+    more = {
+        "modules.json": json.dumps(listed).encode(),
+        "config_sentence_transformers.json": b"{}",
+        "0_Transformer/sentence_bert_config.json": b'{"max_seq_length": 12}',
+        "1_Pooling/config.json": b"{}",
+        "2_Dense/config.json": b'{"in_features": 16, "out_features": 4}',
+        "2_Dense/model.safetensors": save({"linear.weight": np.ones((4, 16), "f"), "linear.bias": np.ones(4, "f")}),
+    }
+    sent = base | more | {"2_Dense/pytorch_model.bin": b"pickle", "onnx/config.json": b"{}", "README.md": b"#"}
+    folder = resolve("hf://org/name", home=home, client=HuggingFace(sent), mounts=home)
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names == {*base, *more, "hub.json"}
+    found = open_checkpoint(folder)
+    assert (found.text.max_seq_length, found.vectors.dense_units) == (12, (4,))
+    (folder / "2_Dense/model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=r"2_Dense/model\.safetensors"):
+        resolve("hf://org/name", home=home, mounts=home)
 
 
 class HuggingFace:
@@ -291,7 +315,7 @@ def test_a_download_keeps_only_what_is_read(home, files):
     weights = files["model.safetensors"]
     assert stated["files"]["model.safetensors"] == {"size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
     (note,) = notes
-    assert note.startswith("hf://org/name: 4 files, ")
+    assert note.startswith("hf://org/name: 5 files, ")
     assert note.endswith(f"of hf://org/name (revision {SHA}) in {found}")
     assert open_checkpoint(found).text.do_lower_case
     assert resolve("hf://org/name", home=home, client=Offline()) == found  # and from now on without a network
@@ -370,11 +394,24 @@ def test_weights_that_are_cut_off_at_the_hub_are_refused(keep, home, files):
     assert listing(home) == set()
 
 
-def test_pickled_weights_are_not_fetched(home, files):
+def test_torch_weights_are_fetched_where_there_are_no_others(home):
+    folder = shared("cases/checkpoints/a07_bert_tiny_old/ckpt")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} | {"evil.bin": b"x", "training_args.bin": b"x"}
+    found = resolve("hf://a/b", home=home, client=HuggingFace(files))
+    assert {path.name for path in found.iterdir()} == {"config.json", "vocab.txt", "pytorch_model.bin", "hub.json"}
+    assert open_checkpoint(found).encoder.hidden_dim == 32
+
+
+def test_weights_that_cannot_be_read_are_not_fetched(home, files):
     del files["model.safetensors"]
     message = refusal(MINIATURE, home=home, client=HuggingFace(files))
-    assert message.startswith(f"{MINIATURE}: has no config.json with *.safetensors on the Hugging Face hub, only ")
-    assert f"pickled weights are not downloaded: convert them into {home / MINIATURE}" in message
+    assert message.startswith(f"{MINIATURE}: pytorch_model.bin: is not a file of PyTorch; try again")
+    del files["pytorch_model.bin"]
+    message = refusal(MINIATURE, home=home, client=HuggingFace(files))
+    assert message.startswith(
+        f"{MINIATURE}: has no config.json with *.safetensors or pytorch_model.bin on the Hugging "
+    )
+    assert f"convert other weights into {home / MINIATURE}" in message
     assert "no config.json" in refusal("hf://a/b", home=home, client=HuggingFace({"README.md": b""}))
     assert "has none of keras_bert.json" in refusal("kaggle://a/b/c/d", home=home, client=Kaggle({"x.pb": b""}))
     assert listing(home) == set()

@@ -109,6 +109,19 @@ def desk(tmp_path_factory, tiny_checkpoint):
     for name, content in {"broken": "{", "list": "[]", "gpt": '{"model_type": "gpt2"}'}.items():
         shutil.copytree(tiny_checkpoint, desk / name)
         (desk / name / "config.json").write_text(content)
+    config = json.loads((tiny_checkpoint / "config.json").read_text("utf-8"))
+    tensors = load_file(tiny_checkpoint / "model.safetensors")
+    head = {"architectures": ["BertForSequenceClassification"], "num_labels": 2}
+    for name, changes in {
+        "other_arithmetic": {"use_pre_layer_norm": True},
+        "head": head,
+        "one_segment": head | {"type_vocab_size": 1},
+    }.items():
+        shutil.copytree(tiny_checkpoint, desk / name)
+        (desk / name / "config.json").write_text(json.dumps(config | changes))
+        last = {"classifier.weight": np.zeros((2, 16), "f4"), "classifier.bias": np.zeros(2, "f4")}
+        save_file(tensors | last, desk / name / "model.safetensors")
+    write(desk / "pairs.csv", [["text", "text_pair"], ["fire", "flood"]])
     shutil.copytree(tiny_checkpoint, desk / "bad_vocab")
     (desk / "bad_vocab/vocab.txt").write_bytes(b"[PAD]\n[UNK]\n\n[CLS]\n[SEP]\n")
     (desk / "nothing").mkdir()
@@ -243,11 +256,50 @@ REFUSED = [
     finetune(5, "config.json: holds a list", "--init_checkpoint=list"),
     finetune(5, "gpt2", "--init_checkpoint=gpt"),
     finetune(3, "vocab.txt, line 3", "--init_checkpoint=bad_vocab"),
+    finetune(
+        5, "unknown keys, .*: config.json: use_pre_layer_norm; --keep_keys=", "--init_checkpoint=other_arithmetic"
+    ),
+    finetune(
+        2,
+        "2 texts in a row, but the model has 1 of the segments .*`keras-bert convert --num_segments=2`",
+        "--init_checkpoint=one_segment",
+        "--text_pair_column=id",
+    ),
+    # heads that others have trained
+    bad(5, "unknown keys", "predict", "--model_dir=other_arithmetic", "--input_file=test.csv", "--output_file=o.csv"),
+    bad(
+        5,
+        "has no classifier.bias, which a head for tag has",
+        "export",
+        "--model_dir=pretrained",
+        "--export_dir=m",
+        "--task=tag",
+    ),
+    bad(2, "--task: ours was trained for classify", "export", "--model_dir=ours", "--export_dir=m", "--task=tag"),
+    bad(
+        2,
+        "3 labels, but the head of head has 2 logits",
+        "export",
+        "--model_dir=head",
+        "--export_dir=m",
+        "--labels=a,b,c",
+    ),
+    bad(2, "has a head for classify; --task=tag is for", "export", "--model_dir=head", "--export_dir=m", "--task=tag"),
+    bad(
+        2,
+        "head: is no run and is left as it is; give --output_dir",
+        "evaluate",
+        "--model_dir=head",
+        "--eval_file=train.csv",
+    ),
+    bad(2, "--init_checkpoint and --export_dir contradict", "serve", "--init_checkpoint=head", "--export_dir=models"),
+    bad(5, "has no trained head; fine-tune it first", "serve", "--init_checkpoint=pretrained"),
+    bad(2, "2 texts in a row", "predict", "--model_dir=one_segment", "--input_file=pairs.csv", "--output_file=o.csv"),
     # predict
     bad(5, "nowhere: does not exist", "predict", "--model_dir=nowhere", "--input_file=test.csv", "--output_file=o.csv"),
     bad(
         5,
-        "is a pretrained checkpoint",
+        "has no trained head; fine-tune it first",
         "predict",
         "--model_dir=pretrained",
         "--input_file=test.csv",
@@ -304,7 +356,7 @@ REFUSED = [
         "--decode=argmax",
     ),
     finetune(2, "max_query_length must be at least 1", "--task=span", "--max_query_length=0"),
-    bad(5, "is a pretrained checkpoint", "evaluate", "--model_dir=pretrained", "--eval_file=train.csv"),
+    bad(5, "has no trained head; fine-tune it first", "evaluate", "--model_dir=pretrained", "--eval_file=train.csv"),
     bad(3, "line 1: has no column label", "evaluate", "--model_dir=ours", "--eval_file=train.csv"),
     bad(
         2,
@@ -328,7 +380,7 @@ REFUSED = [
     ],
     bad(2, "--export_dir file: is a file", "export", "--model_dir=ours", "--export_dir=file"),
     bad(5, "nowhere: does not exist", "export", "--model_dir=nowhere", "--export_dir=models"),
-    bad(5, "is a pretrained checkpoint", "export", "--model_dir=pretrained", "--export_dir=models"),
+    bad(5, "has no trained head; fine-tune it first", "export", "--model_dir=pretrained", "--export_dir=models"),
     # serve
     bad(2, "--export_dir must be given", "serve"),
     bad(2, "--port must be from 0 to 65535, got 70000", "serve", "--export_dir=models", "--port=70000"),
@@ -563,6 +615,7 @@ def test_export_counts_versions_and_refuses_one_that_exists(flow, at_work, capsy
 # === The same run again ===
 
 
+@pytest.mark.slow
 def test_the_flags_file_repeats_the_run(flow, at_work):
     assert main(["finetune", "--flagfile=run/flags.txt", "--model_dir=again"]) == 0
     first, second = (json.loads((at_work / name / "final_metrics.json").read_text()) for name in ("run", "again"))
@@ -570,6 +623,7 @@ def test_the_flags_file_repeats_the_run(flow, at_work):
     assert (at_work / "again/flags.txt").read_text() == (at_work / "run/flags.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_flags_file_repeats_what_was_not_given(work, at_work, tiny_checkpoint):
     """Length and case come from the checkpoint and the share has no meaning with a file: none of them is recorded."""
     shutil.copytree(tiny_checkpoint, "cased")
@@ -701,6 +755,7 @@ def test_several_labels_from_file_to_file(at_work, capsys):
         assert labels == ",".join(active)
 
 
+@pytest.mark.slow
 def test_entities_from_file_to_file(at_work, capsys):
     lines = [f"{w} O\n{THINGS[i % 3]} I-{THINGS[i % 3].upper()}\n\n" for i, w in enumerate(WORDS[5:31])]
     (at_work / "train.conll").write_text("-DOCSTART- O\n\n" + "".join(lines))
@@ -725,6 +780,7 @@ def test_entities_from_file_to_file(at_work, capsys):
     assert re.fullmatch(r"f1 = [\d.]+\nprecision = [\d.]+\nrecall = [\d.]+\n", results)
 
 
+@pytest.mark.slow
 def test_answers_from_file_to_file(at_work, capsys):
     questions = [
         (f"q{i}", "who", f"{w} {THINGS[i % 3]} {w}", [THINGS[i % 3]] * (i % 4 > 0)) for i, w in enumerate(WORDS[5:31])
@@ -767,6 +823,7 @@ def test_labels_are_evaluated_too(flow, at_work, capsys):
     (at_work / "run/eval_results.txt").unlink()
 
 
+@pytest.mark.slow
 def test_numbers_from_file_to_file_and_a_run_that_diverges(at_work, capsys):
     write(at_work / "numbers.csv", [["text", "label"], *([t, i / 40] for i, (_, t, _) in enumerate(table()))])
     flags = ["--train_file=numbers.csv", "--task=regress", "--init_checkpoint=pretrained"]

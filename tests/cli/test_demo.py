@@ -55,6 +55,7 @@ def test_a_server_that_does_not_start_is_an_error(tmp_path):
         pytest.fail("there is nothing to serve")
 
 
+@pytest.mark.slow
 def test_a_server_is_stopped_when_its_user_fails(tiny_export, capfd):
     def use() -> None:
         with demo.served(tiny_export) as url:

@@ -258,6 +258,7 @@ def test_a_run_ends_after_epochs_without_a_better_metric(early):
     assert lines[-1] == f"no better f1 for 2 epochs: ended after {len(values)}"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_stops_as_early_with_the_same_weights(early, tmp_path):
     _, wanted, whole, _ = early
 
@@ -372,6 +373,7 @@ def test_reliability_equals_scikit_learn_and_the_paper():
 # === Several models ===
 
 
+@pytest.mark.slow
 def test_models_answer_together_with_the_mean_of_their_scores():
     texts = ["fire in the city", "music", "the song is the game", ""]
     for task, labels in (("classify", ("0", "1")), ("multilabel", ("a", "b", "c")), ("regress", ())):
@@ -526,6 +528,7 @@ def test_what_folds_come_to(three):
     assert (folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_predict_evaluate_and_export_know_folds_and_the_threshold(three, alone, at_work, capsys):
     folder, _, _ = three
     threshold = final_of(folder)["threshold"]["threshold"]
@@ -569,6 +572,7 @@ def test_folds_are_exported_as_one_model_that_answers_as_predict(three, alone, a
     assert_same(found, wanted)
 
 
+@pytest.mark.slow
 def test_folds_that_are_there_are_not_trained_again(three, at_work, capsys):
     folder, out, _ = three
     shutil.copytree("three", "partly")
@@ -743,6 +747,7 @@ def test_a_grid_goes_on_where_it_was(grid, at_work, capsys):
         assert (at_work / "grid" / name / "model.safetensors").stat().st_mtime_ns == kept[name]
 
 
+@pytest.mark.slow
 def test_a_run_of_a_grid_that_diverges_does_not_end_it(at_work, capsys):
     """Numbers so large that their squares overflow, with one of two files of labels."""
     write("huge.csv", ["text", "target"], [[f"fire {i}", str(i % 5) + "e38"[: 3 * (i % 5 < 3)]] for i in range(40)])

@@ -46,6 +46,7 @@ def both(tmp_path_factory):
     return here, dict(np.load(folder / "found.npz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", each_head.HEADS)
 def test_equal_on_pytorch(name, both):
     here, there = ({k: v for k, v in found.items() if k.startswith(f"{name}:")} for found in both)

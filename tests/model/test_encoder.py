@@ -18,8 +18,9 @@ from conftest import TINY
 from keras_bert import SIZES
 from keras_bert.config import EncoderConfig, HeadConfig, dumps, from_dict, to_dict
 from keras_bert.errors import ConfigError
-from keras_bert.model.encoder import TAPS, Attention, Block, Embedding, Encoder, FeedForward, LayerNorm, Rows
+from keras_bert.model.encoder import TAPS, Attention, Block, Embedding, Encoder, FeedForward, Rows
 from keras_bert.model.layers import Pooler, TiedLogits
+from keras_bert.model.norms import LayerNorm
 from keras_bert.model.positions import POSITIONS
 from keras_bert.tasks.network import Network
 

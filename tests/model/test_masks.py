@@ -4,6 +4,8 @@ import dataclasses
 
 import checks
 import numpy as np
+import pytest
+import tensorflow as tf
 from conftest import TINY
 from keras import ops
 
@@ -121,3 +123,108 @@ def test_the_target_does_not_reach_the_source():
     first, second = (np.asarray(encoder(f)["sequence"])[0] for f in (given, changed))
     np.testing.assert_array_equal(first[:6], second[:6])
     assert np.abs(first[6:] - second[6:]).max() > 0.1
+
+
+# === Orders of a row ===
+
+
+def picture(*lines):
+    """What each position sees, `x` for what it does."""
+    return [[int(c == "x") for c in line] for line in lines]
+
+
+PSEUDO = {
+    # x1 M x3 M M x6 | x4 x5 x2 | M M M: positions 4 and 5 are told in the first step, position 2 in the second.
+    "order": [[0, 0, 0, 0, 0, 0, 1, 1, 2, 1, 1, 2]],
+    "asks": [[0] * 9 + [1] * 3],
+}
+PERMUTED = {
+    # x1 ... x6 | M M M: the questions of 2, 4 and 5, which are told in the order 5, 2, 4.
+    "order": [[-1, 1, -1, 2, 0, -1, 1, 2, 0]],
+    "asks": [[0] * 6 + [1] * 3],
+}
+FRAGMENT = {"order": [[0, 0, 0, 0, 0, 0, 1, 2, 3]]}
+PICTURES = {
+    "pseudo": (
+        PSEUDO,
+        picture(
+            *["xxxxxx......"] * 6,
+            *["xxxxxxxx...."] * 2,
+            "xxxxxxxxx...",
+            *["xxxxxx...xx."] * 2,
+            "xxxxxxxx...x",
+        ),
+    ),
+    "permuted": (
+        PERMUTED,
+        picture(
+            "x.x..x...",
+            "xxx.xx...",
+            "x.x..x...",
+            "xxxxxx...",
+            "x.x.xx...",
+            "x.x..x...",
+            "x.x.xxx..",
+            "xxx.xx.x.",
+            "x.x..x..x",
+        ),
+    ),
+    "fragment": (
+        FRAGMENT,
+        picture(*["xxxxxx..."] * 6, "xxxxxxx..", "xxxxxxxx.", "xxxxxxxxx"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_order_of_a_row_says_who_sees_whom(name):
+    features, wanted = PICTURES[name]
+    (visible,) = seen(masks.bidirectional, **features)
+    assert visible == wanted
+    content = ~np.array(features.get("asks", [[0] * len(wanted)]), bool)[0]
+    shown = np.array(wanted, bool)[np.ix_(content, content)]
+    assert not (shown.astype(int) @ shown.astype(int) * ~shown).any(), "what I see sees only what I see"
+
+
+@pytest.mark.parametrize(
+    ("rule", "order"),
+    [
+        ("bidirectional", [3, 3, 3, 3]),
+        ("causal", [0, 1, 2, 3]),
+        ("right_to_left", [3, 2, 1, 0]),
+        ("seq2seq", [0, 0, 1, 2]),
+    ],
+)
+def test_the_plain_masks_are_orders_too(rule, order):
+    plain = seen(masks.MASKS[rule], segment_ids=[[0, 0, 1, 1]])
+    assert seen(masks.bidirectional, order=[order]) == plain
+
+
+def test_an_order_goes_with_every_rule_and_with_packing():
+    features = {"order": [[0, 1, 0, 1, 1]]} | PACKED
+    (visible,) = seen(masks.bidirectional, **features)
+    assert visible == picture("x....", "xx...", "..x..", "..xxx", "..xxx")
+    (visible,) = seen(masks.causal, **features)
+    assert visible == picture("x....", "xx...", "..x..", "..xx.", "..xxx")
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", PICTURES)
+def test_nothing_leaks_through_three_layers(name, training):
+    """The gradient of each output to each input is 0 exactly where no way of the picture leads, in both softmaxes."""
+    features, shown = PICTURES[name]
+    sizes = {"num_layers": 3, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+    encoder = checks.randomize(Encoder(dataclasses.replace(TINY, **sizes)))
+    ids = np.random.default_rng(0).integers(5, 40, (1, len(shown)))
+    given = {"token_ids": ids} | {key: np.array(value) for key, value in features.items()}
+    embedded = tf.Variable(encoder.embed(given))
+    with tf.GradientTape() as tape:
+        outputs = encoder.contextualise(embedded, given, training=training)["sequence"]
+        told = tf.reduce_sum(outputs * np.random.default_rng(1).normal(size=outputs.shape).astype("float32"), (0, 2))
+    slopes = tape.jacobian(told, embedded)  # [T, 1, T, D]
+    reached = np.abs(slopes).max(axis=(1, 3)) > 0
+    ways = np.linalg.matrix_power(np.array(shown) + np.eye(len(shown), dtype=int), 3) > 0
+    np.testing.assert_array_equal(reached, ways)
+    if "asks" in features:
+        questions = np.array(features["asks"][0], bool)
+        assert not reached[np.ix_(~questions, questions)].any(), "content sees no question"

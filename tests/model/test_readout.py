@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY, WORDS, tiny_bert
+from conftest import TINY, WORDS, slow, tiny_bert
 
 from keras_bert.__main__ import main
 from keras_bert.bert import Bert, initialize
@@ -155,7 +155,7 @@ def test_initial_values_are_those_of_each_kind():
     assert values["head/readout/mix/gamma"] == 1
 
 
-@pytest.mark.parametrize("task", ["classify", "tag"])
+@pytest.mark.parametrize("task", ["classify", slow("tag")])
 def test_a_frozen_encoder_stays_and_has_no_dropout(task):
     labels, texts = ("0", "1"), ["a fire", "b flood"] * 6
     bert = tiny_bert(task, labels)  # and the random seed
@@ -254,6 +254,7 @@ def test_the_encoder_of_a_run_is_embedded_and_exported(at_work):
         assert not found["embeddings"][i, len(pieces) :].numpy().any()
 
 
+@pytest.mark.slow
 def test_a_head_over_a_bilstm_is_exported(at_work):
     network = checks.randomize(Network(TINY, HeadConfig(labels=("0", "1"), layers="mix", head_lstm=3)))
     bert = Bert(tiny_bert().text, network)

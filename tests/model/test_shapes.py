@@ -15,14 +15,19 @@ from keras_bert.pretrain.objectives import PretrainNetwork
 from keras_bert.tasks.network import Network
 
 FOUR = EncoderConfig(**each_head.ENCODER)
-ENCODERS = {
-    "four": FOUR,
-    "three segments, odd sizes": dataclasses.replace(
-        FOUR, num_segments=3, vocab_size=71, hidden_dim=12, num_heads=3, intermediate_dim=7, max_positions=9
-    ),
-    "six layers": dataclasses.replace(FOUR, num_layers=6, intermediate_dim=16),
-    **{f"positions {kind}": dataclasses.replace(FOUR, positions=kind) for kind in POSITIONS},
+OTHERS = {
+    **{f"positions {kind}": {"positions": kind} for kind in POSITIONS},
+    "three segments, odd sizes": {"num_segments": 3, "vocab_size": 71, "hidden_dim": 12, "num_heads": 3}
+    | {"intermediate_dim": 7, "max_positions": 9},
+    "six layers": {"num_layers": 6, "intermediate_dim": 16},
+    "shared": {"embedding_dim": 6, "layer_groups": 2},
+    "pre": {"norm_place": "pre", "embedding_norm": False, "first_norm": False},
+    "without biases": {"use_bias": False, "norm_bias": False, "embedding_dim": 6},
+    "rms": {"norm": "rms", "feed_forward": "gated"},
+    "scale": {"norm": "scale", "feed_forward": "gated", "use_bias": False},
 }
+ENCODERS = {"four": FOUR} | {name: dataclasses.replace(FOUR, **fields) for name, fields in OTHERS.items()}
+OFTEN = ("classify", "fill_mask")
 
 
 def built(network) -> dict[str, tuple[int, ...]]:
@@ -30,8 +35,13 @@ def built(network) -> dict[str, tuple[int, ...]]:
     return {w.path: tuple(w.shape) for w in network.weights if "seed_generator" not in w.path}
 
 
-@pytest.mark.parametrize("size", ENCODERS)
-@pytest.mark.parametrize("name", each_head.HEADS)
+def ways():
+    """Every head over BERT, and over each other encoder one that pools and one with the vocabulary."""
+    yield from (("four", name) for name in each_head.HEADS)
+    yield from ((size, name) for size in OTHERS for name in OFTEN)
+
+
+@pytest.mark.parametrize(("size", "name"), list(ways()))
 def test_a_network_has_these_weights(size, name):
     mask = "seq2seq" if name == "generate" else "bidirectional"
     encoder, head = dataclasses.replace(ENCODERS[size], attention_mask=mask), each_head.HEADS[name]
@@ -66,8 +76,10 @@ def test_an_encoder_alone_and_with_all_of_pretraining():
 
 
 def test_parts_in_their_order():
-    head = HeadConfig(labels=("a", "b"), layers="mix")
-    assert list(with_pretraining(FOUR, head)) == list(PARTS)
+    heads = HeadConfig(labels=("a", "b"), layers="mix"), each_head.HEADS["embed_dense"]
+    found = [list(with_pretraining(FOUR, head)) for head in heads]
+    assert {part for of_head in found for part in of_head} == set(PARTS)
+    assert all(of_head == sorted(of_head, key=PARTS.index) for of_head in found)
 
 
 def test_sizes_of_the_paper():

@@ -11,7 +11,7 @@ from conftest import WORDS, tiny_bert
 
 from keras_bert.__main__ import main
 from keras_bert.config import HeadConfig, TextConfig
-from keras_bert.errors import CheckpointError, ConfigError
+from keras_bert.errors import CheckpointError, ConfigError, DataError
 from keras_bert.portable import lite, portable
 from keras_bert.text.text import Text
 
@@ -44,6 +44,9 @@ def test_answers_are_those_of_predict(task, precision, tmp_path):
             assert found["label"] == next(iter(found["scores"]))
     with pytest.raises(ConfigError, match="this model reads"):
         model.answer(*["fire"] * (2 - bert.pair))
+    for wrong in (["fire"], b"fire", None):
+        with pytest.raises(DataError, match=r"a text must be a string, got .*; ask for one text at a time"):
+            model.answer(*[wrong] * (1 + bert.pair))
 
 
 @pytest.mark.parametrize("truncation", portable.SHARES)

@@ -437,6 +437,7 @@ def test_sentences_readers_and_pairs_of_new_names(folder, monkeypatch, capsys):
     assert whole > 10
 
 
+@pytest.mark.slow
 def test_a_run_by_names_that_are_all_new(folder, monkeypatch):
     monkeypatch.setitem(pairs.PAIRS, "mirrored", pairs.Pairs(mirrored, 3))
     monkeypatch.setitem(masking.UNITS, "names", names_only)

@@ -96,6 +96,7 @@ def test_fine_tuning_and_converting_start_from_it(done, tmp_path):
     assert main(["convert", *flags, "--verify"]) == 0
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_from_a_model(done, folder, tmp_path):
     flags = [f for f in command(folder, tmp_path / "more") if not f.startswith("--size")]
     assert main([*flags, f"--init_checkpoint={done}"]) == 0

@@ -79,6 +79,7 @@ def assert_same(found, wanted):
 # === Over HTTP ===
 
 
+@pytest.mark.slow
 def test_s5_200_clients_with_texts_of_different_lengths(server, servables):
     """Each sends texts of its own, on a connection of its own, at the same moment."""
     texts = [" ".join(WORDS[5 + (i * 7 + k) % 50] for k in range(1 + i % 40)) for i in range(CLIENTS)]

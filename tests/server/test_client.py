@@ -196,7 +196,8 @@ def test_a_url_that_is_none_is_refused(url):
 
 @contextmanager
 def answering(*statuses):
-    """A server that gives these statuses one after the other; 0 closes the connection without an answer."""
+    """A server that gives these statuses one after the other; 0 closes the connection without an answer, and bytes are
+    the body of status 200."""
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -204,8 +205,9 @@ def answering(*statuses):
             self.rfile.read(int(self.headers["Content-Length"]))
             status = statuses[len(seen)]
             seen.append(status)
-            if status:
+            if status != 0:
                 body = json.dumps({"predictions": [1]} if status == 200 else {"error": f"no {status}"}).encode()
+                status, body = (200, status) if isinstance(status, bytes) else (status, body)
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -217,9 +219,11 @@ def answering(*statuses):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", seen
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", seen
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_503_and_lost_connections_are_tried_again_after_growing_pauses(monkeypatch):
@@ -247,6 +251,79 @@ def test_other_refusals_are_not_tried_again(status, error):
         client.Client(url, "m").predict(["a"])
     assert type(caught.value).__name__ == error
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"<html>", "did not answer with a JSON object, but with '<html>'"),
+        (b"", "did not answer with a JSON object"),
+        (b"\xff\xfe", "did not answer with a JSON object"),
+        (b"[1]", "did not answer with a JSON object"),
+        (b"[" * 100_000, "did not answer with a JSON object"),
+        (b'{"outputs": [1]}', "has no predictions"),
+        (b'{"predictions": [1, 2]}', "one entry for each of 1 instances"),
+        (b'{"predictions": 1}', "one entry for each of 1 instances"),
+    ],
+)
+def test_what_is_no_answer_is_an_error(body, said):
+    with answering(body) as (url, seen), pytest.raises(client.ServingError, match=said) as caught:
+        client.Client(url, "m").predict(["a"])
+    assert type(caught.value) is client.ServingError
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "message", [b"\x0a\x05ab", b"\x0a\x04\x0a\x02\xff\xff", b"\x0a\x00", b"\x0a\x06\x0a\x01x\x12\x01\x08"]
+)
+def test_what_is_no_message_is_an_error(message):
+    with pytest.raises(client.ServingError, match="cannot be read"):
+        client._readable(client._read_answer, message)
+
+
+# === What is sent ===
+
+
+@pytest.mark.parametrize("instances", ["fire", b"fire", {"text": "fire"}, 1, None, np.float32(1), np.array("fire")])
+def test_one_instance_is_no_list(url, instances):
+    with pytest.raises(client.BadRequest, match="instances must be a list, got"):
+        client.Client(url, "texts").predict(instances)
+
+
+@pytest.mark.parametrize("instances", [[object()], [{1: "a"}], [{"x": 1j}], [[b"a", print]]])
+def test_what_cannot_be_sent_is_refused(url, instances):
+    with pytest.raises(client.BadRequest, match=r"cannot be sent|must be names of inputs"):
+        client.Client(url, "half").predict(instances)
+
+
+@pytest.mark.parametrize("instances", [["\ud800"], [5], [None], [[]], [{"text": "a", "other": 1}], [{"b64": "?"}]])
+def test_what_does_not_fit_the_input_is_a_bad_request(url, instances):
+    with pytest.raises(client.BadRequest):
+        client.Client(url, "texts", pause=100).predict(instances)
+
+
+def test_numbers_and_arrays_of_numpy_and_iterators_are_sent(url):
+    half = client.Client(url, "half")
+    for instances in (
+        np.array([1, 2], np.int64),
+        [np.float32(1), np.float16(2)],
+        iter([1, 2]),
+        (1, 2),
+        tf.constant([1, 2]),
+    ):
+        assert half.predict(instances) == [2.5, 3.0]
+    rows = [{"input_word_ids": np.array([1, 2]), "input_mask": (np.int32(1), 1)}]
+    assert client.Client(url, "ids").predict(rows)[0]["doubled"] == [2, 4]
+
+
+def test_bytes_are_sent_as_they_are(url):
+    texts = client.Client(url, "texts")
+    assert texts.predict(["é".encode(), bytearray(b"ab"), np.array(b"abc")]) == texts.predict(["é", "ab", "abc"])
+
+
+def test_a_signature_name_must_be_a_string(url):
+    with pytest.raises(client.BadRequest, match="signature_name must be a string"):
+        client.Client(url, "half").predict([1.0], 5)
 
 
 # === Messages ===
@@ -277,6 +354,12 @@ def test_a_repeated_last_value_may_be_written_once():
     proto = TensorProto(dtype=tf.int32.as_datatype_enum, int_val=[5, -7])
     proto.tensor_shape.CopyFrom(tf.TensorShape([2, 2]).as_proto())
     assert client._read_tensor(proto.SerializeToString()) == [[5, -7], [-7, -7]]
+
+
+@pytest.mark.parametrize(("values", "kind"), [([1e300], 1), ([2**70], 9), ([-1], 23), (["a"], 9), ([0.5], 19)])
+def test_what_no_tensor_can_hold_is_refused(values, kind):
+    with pytest.raises(client.BadRequest):
+        client._write_tensor(values, kind)
 
 
 @pytest.mark.parametrize("values", [["é", "", "a" * 300], [["a"], ["b"]], [1.5, -2.0], [[1, 2], [3, 4]], [True, False]])

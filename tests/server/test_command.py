@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 
 import pytest
+from conftest import shared
 from servers import save_half_plus_two
 
 from keras_bert.__main__ import main
@@ -33,6 +35,26 @@ def test_the_request_it_prints_works_when_pasted(tmp_path):
             assert json.loads(done.stdout) == {"predictions": [2.5]}
         finally:
             process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_published_checkpoint_is_served_at_once():
+    folder = shared("cases/checkpoints/a04_cross_encoder")
+    said = json.loads((folder / "expected.json").read_text("utf-8"))
+    flags = [f"--init_checkpoint={folder / 'ckpt'}", "--model_name=ranker", "--port=0"]
+    command = [sys.executable, "-m", "keras_bert", "serve", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            address = re.fullmatch(r"serving ranker version 1 on (http://127.0.0.1:\d+/v1/models/ranker)\n", line)[1]
+            rows = [{"text": a, "text_pair": b} for a, b in zip(said["texts"], said["pairs"], strict=True)]
+            request = urllib.request.Request(f"{address}:predict", json.dumps({"instances": rows}).encode())
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as found:
+                scores = [row["score"] for row in json.load(found)["predictions"]]
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert scores == pytest.approx([row[0] for row in said["logits"]], abs=1e-5)
     assert process.returncode == 0
 
 

@@ -40,6 +40,11 @@ def test_numbers_beyond_64_bits_are_decimals_and_beyond_float32_infinite():
     assert found == {"a": [2.0**70], "b": [math.inf], "c": [2**63 - 1], "d": [-(2**63)]}
 
 
+def test_of_equal_features_the_last_counts_and_of_other_equal_keys_the_first():
+    (found,) = read(r'{"examples": [{"a": 1, "b\u0000c": "x", "a": ["y", "z"]}], "examples": []}')
+    assert found == {"a": [b"y", b"z"], "b": [b"x"]}
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -50,8 +55,15 @@ def test_numbers_beyond_64_bits_are_decimals_and_beyond_float32_infinite():
         ('{"examples": [{"names": [10, 10.0]}]}', "Unexpected element type in feature: names expecting type: int64"),
         ('{"examples": [{"names": [10, {"test": 10}]}]}', "names has element with unexpected JSON type: Object"),
         ('{"examples": [{"names": [[10], 20]}]}', "names has element with unexpected JSON type: Array"),
-        ('{"examples": [{"names": [20, 18446744073709551603]}]}', "names has uint64 element. Only int64 is supported"),
+        (
+            '{"examples": [{"names": [20, 18446744073709551603]}]}',
+            "names has uint64_t element. Only int64_t is supported",
+        ),
         ('{"examples": [{"names": ["a", 1]}]}', "feature: names expecting type: bytes"),
+        ('{"examples": [{"names": [1, 18446744073709551603, 1.5]}]}', "uint64_t"),
+        ('{"examples": [{"names": [1.5, 18446744073709551603]}]}', "feature: names expecting type: float"),
+        ('{"examples": [{"a": {"b64": "YQ==", "b64": "YQ=="}}]}', "a has element with unexpected JSON type: Object"),
+        ('{"examples": [true]}', "Example must be JSON object but got JSON True"),
     ],
 )
 def test_j19_features_that_cannot_be(document, message):

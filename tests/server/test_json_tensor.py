@@ -1,11 +1,13 @@
-"""JSON to arrays and back, against TF Serving's published cases."""
+"""JSON to arrays and back, against TF Serving's published cases, and what its source says of others."""
 
+import base64
 import json
 import math
 
 import numpy as np
 import pytest
 
+from keras_bert.server import json_reader
 from keras_bert.server.json_tensor import (
     RequestError,
     parse_document,
@@ -63,11 +65,13 @@ def test_j2_deep_nesting_under_a_key_that_nobody_reads_is_accepted():
 
 def test_j3_a_deeply_nested_signature_name_is_refused():
     with pytest.raises(RequestError, match="'signature_name' key must be a string value"):
-        signature_name(parse_document(f'{{"signature_name": {DEEP}}}'.encode()))
+        signature_name(parse_document(f'{{"signature_name": {DEEPER}}}'.encode()))
 
 
-def test_a_large_document_that_nests_deeply_is_refused():
-    assert "too deeply" in refusal(f'{{"other": {DEEPER}, "more": "{"x" * 2**21}"}}', x="int")
+def test_too_many_levels_are_refused(monkeypatch):
+    monkeypatch.setattr(json_reader, "_MAX_DEPTH", 5001)
+    assert read(f'{{"other": {DEEPER}, "instances": [1]}}', x="int")["x"] == [1]
+    assert "too deeply" in refusal(f'{{"other": [{DEEPER}], "instances": [1]}}', x="int")
 
 
 @pytest.mark.parametrize(
@@ -81,11 +85,58 @@ def test_deeply_nested_documents_are_read_like_others(inner):
     np.testing.assert_equal([found["x"], found["last"]], [wanted, wanted])
 
 
+BROKEN = [
+    ("[1,]", 3, "Invalid value."),
+    ("[,1]", 1, "Invalid value."),
+    ("[1}", 2, "Missing a comma or ']' after an array element."),
+    ("[1 2]", 3, "Missing a comma or ']' after an array element."),
+    ('["a":1]', 4, "Missing a comma or ']' after an array element."),
+    ('{"a" 1}', 5, "Missing a colon after a name of object member."),
+    ('{"a":,}', 5, "Invalid value."),
+    ('{"a": 1,}', 8, "Missing a name for object member."),
+    ("{1: 2}", 1, "Missing a name for object member."),
+    ('{"a": 1 "b"}', 8, "Missing a comma or '}' after an object member."),
+    ("]", 0, "Invalid value."),
+    ("[nul]", 4, "Invalid value."),
+    ("[" + '1, "a,b", ' * 2500 + "x]", 25_001, "Invalid value."),
+    ("[Infinit]", 8, "Invalid value."),
+    ("[-]", 2, "Invalid value."),
+    ("[01]", 2, "Missing a comma or ']' after an array element."),
+    ("[1.]", 3, "Miss fraction part in number."),
+    ("[1e+]", 4, "Miss exponent in number."),
+    ("[1, 1e309]", 4, "Number too big to be stored in double."),
+    ("[-1" + "0" * 309 + "]", 1, "Number too big to be stored in double."),
+    ("[0e309]", 1, "Number too big to be stored in double."),
+    (r'["ab\x"]', 4, "Invalid escape character in string."),
+    ('["a\n"]', 3, "Invalid escape character in string."),
+    (r'["\u12g4"]', 2, "Incorrect hex digit after \\u escape in string."),
+    (r'["a\ud83d"]', 3, "The surrogate pair in string is invalid."),
+    (r'["a\ud83d\u0041"]', 3, "The surrogate pair in string is invalid."),
+    ('["a\0"]', 3, "Missing a closing quotation mark in string."),
+]
+"""What rapidjson 1.1.0 says of broken JSON, and at which byte."""
+
+
+@pytest.mark.parametrize("before", ['{"é": ', f'{{"deep": {DEEPER}, "x": '])
+@pytest.mark.parametrize(("inner", "offset", "message"), BROKEN)
+def test_broken_json_is_refused_as_rapidjson_does(before, inner, offset, message):
+    expected = f"JSON Parse error: {message} at offset: {len(before.encode()) + offset}"
+    assert refusal(f"{before}{inner}}}", x="int") == expected
+
+
 @pytest.mark.parametrize(
-    "inner", ["[1,]", "[1 2]", '{"a" 1}', "{1: 2}", '{"a": 1,}', "[1}", "]", "", "{[]: 1}", "[nul]"]
+    ("body", "message"),
+    [
+        (" \n", "The document is empty. at offset: 2"),
+        ("\xef\xbb\xbf", "The document is empty. at offset: 3"),
+        (" ,", "The document is empty. at offset: 1"),
+        ("instances = [1, 2]", "Invalid value. at offset: 0"),
+        ('{"instances": [1, 2', "Missing a comma or ']' after an array element. at offset: 19"),
+        ('{"instances": "a', "Missing a closing quotation mark in string. at offset: 16"),
+    ],
 )
-def test_deeply_nested_documents_that_are_broken_are_refused(inner):
-    assert "Invalid value" in refusal(f'{{"deep": {DEEPER}, "x": {inner}}}', x="int")
+def test_documents_that_end_too_soon(body, message):
+    assert refusal(body.encode("latin-1"), x="int") == f"JSON Parse error: {message}"
 
 
 @pytest.mark.parametrize("depth", [64, 65, 900])
@@ -138,8 +189,21 @@ def test_base64_without_padding_and_with_bytes_that_are_no_text():
     assert x.tolist() == [b"hello", b"\xff\x00"]
 
 
-def test_base64_of_the_wrong_form_is_refused():
-    assert "Unable to base64 decode" in refusal('{"instances": [{"b64": "_-_-"}]}', x="string")
+def test_base64_with_line_ends_and_spaces():
+    lines = base64.encodebytes(bytes(range(256))).decode()  # as the command base64 prints it
+    texts = [lines, lines.replace("\n", " \r\n\t"), "aGVs bG8 =", " aG Vs bG8.\n", ""]
+    x = read(json.dumps({"instances": [{"b64": text} for text in texts]}), x="string")["x"]
+    assert x.tolist() == [bytes(range(256))] * 2 + [b"hello"] * 2 + [b""]
+
+
+@pytest.mark.parametrize(
+    "text", ["_-_-", "a", "aGVsb", "aGVsbG8==", "aGVsbA=", "aGVs=bG8", "aGVs\x00bG8", "aGVs=", "é"]
+)
+def test_base64_of_the_wrong_form_is_refused(text):
+    assert "Unable to base64 decode" in refusal(json.dumps({"instances": [{"b64": text}]}), x="string")
+
+
+def test_objects_of_another_form_are_no_base64():
     assert "formatted correctly for base64" in refusal('{"instances": [[{"b": "a"}]]}', x="string")
 
 
@@ -196,13 +260,11 @@ def test_j12_objects_and_lists_do_not_mix():
     ("body", "message"),
     [
         ("", "JSON Parse error: The document is empty"),
-        (" \n", "JSON Parse error: The document is empty"),
-        ("instances = [1, 2]", "JSON Parse error: Invalid value"),
-        ('{"instances": [1, 2', "JSON Parse error: Invalid value"),
-        ('{"instances": [1' + "0" * 5000 + "]}", "Number too big"),
         ("[1, 2]", "Is not object"),
         ("{}", "Missing 'inputs' or 'instances' key"),
-        ('{"instances": 1}', "to be an list/array"),
+        ("1e400", "Number too big to be stored in double. at offset: 0"),
+        ("1.5", "JSON Value: 1.5 Is not object"),
+        ('{"instances": 1}', "Expecting 'instances' to be an list/array"),
         ('{"instances": []}', "No values in 'instances' array"),
     ],
 )
@@ -224,7 +286,10 @@ def test_documents_that_are_no_request(body, message):
         ("float", '{"b64": "aGVsbG8="}', "Object is not of expected type: float"),
         ("bool", "1", "Number is not of expected type: bool"),
         ("string", "NaN", "JSON Value: NaN Type: Number is not of expected type: string"),
-        ("string", r'"\ud800"', "Invalid encoding in string"),
+        ("string", "-2.50", "JSON Value: -2.5 Type: Number is not of expected type: string"),
+        ("int", "3e9", "JSON Value: 3e+09 Type: Number is not of expected type: int32"),
+        ("int", "18446744073709551616", "JSON Value: 1.84467441e+19 Type: Number is not of expected type: int32"),
+        ("string", r'"\udc00"', "Invalid encoding in string"),
     ],
 )
 def test_values_of_another_type_are_refused(kind, value, named):
@@ -235,14 +300,66 @@ def test_text_that_is_not_utf8_is_refused():
     assert "Invalid encoding in string" in refusal(b'{"instances": ["\xff"]}', x="string")
 
 
-def test_an_integer_beyond_double_is_refused():
-    assert "Number too big" in refusal('{"inputs": [1' + "0" * 400 + "]}", x="float")
-
-
 def test_an_input_type_without_json_form_is_unimplemented():
-    with pytest.raises(RequestError, match="to type: half") as caught:
-        read('{"inputs": [1.0]}', x="half")
+    with pytest.raises(RequestError, match=r"^Conversion of JSON Value: 1\.5 to type: half$") as caught:
+        read('{"inputs": [1.5]}', x="half")
     assert caught.value.status == 501
+    message = "Failed to process element: 0 of 'instances' list. Error: UNIMPLEMENTED: Conversion of JSON Value: 1"
+    assert message in refusal('{"instances": [1]}', x="half")
+    assert "Type: Object is not of expected type: half" in refusal('{"instances": [{"b64": ""}]}', x="half")
+
+
+def test_an_input_type_without_json_form_may_be_empty():
+    x = read('{"inputs": [[], []]}', x="half")["x"]
+    assert (x.shape, x.dtype) == ((2, 0), np.float16)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("NaN", math.nan), ("-NaN", math.nan), ("Inf", math.inf), ("-Inf", -math.inf), ("-Infinity", -math.inf)],
+)
+def test_numbers_that_have_names(text, value):
+    np.testing.assert_array_equal(read(f'{{"instances": [{text}]}}', x="float")["x"], np.float32([value]))
+
+
+@pytest.mark.parametrize("text", ["0." + "0" * 30 + "1e330", "1" + "0" * 308, "1e-400", "1e0000308"])
+def test_numbers_at_the_ends_of_double(text):
+    assert read(f'{{"inputs": {text}}}', x="double")["x"] == float(text)
+
+
+@pytest.mark.parametrize("text", ["1e309", "-1" + "0" * 309 + ".5", r'"\ud83d"'])
+def test_what_no_number_or_text_can_be_is_refused_in_keys_that_nobody_reads(text):
+    assert refusal(f'{{"instances": [1], "other": {text}}}', x="int").endswith(f" at offset: {28 + ('d8' in text)}")
+
+
+def test_text_in_keys_that_nobody_reads_may_be_odd():
+    assert read(b'{"\xff": "\xff", "other": "\\udc00", "instances": [1]}', x="int")["x"] == [1]
+
+
+# --- equal keys ---
+
+
+def test_of_equal_keys_the_first_counts():
+    assert read('{"instances": [1], "instances": [2], "inputs\\u0000": 3}', x="int")["x"].tolist() == [1]
+    assert read('{"inputs": {"x": 1, "x": 2, "y": 3}, "inputs": 4}', x="int")["x"] == 1
+    assert signature_name(parse_document(b'{"signature_name": "a", "signature_name": 5}')) == "a"
+
+
+def test_of_equal_keys_in_a_row_the_first_counts_and_each_must_fit():
+    assert read('{"instances": [{"x": 1, "x": 2}, {"x": 3}]}', x="int")["x"].tolist() == [1, 3]
+    message = "Failed to process element: 0 key: x of 'instances' list. Error: INVALID_ARGUMENT: JSON Value: \"a\""
+    assert message in refusal('{"instances": [{"x": 1, "x": "a"}]}', x="int")
+    assert "Expecting tensor size: 1 but got: 2" in refusal('{"instances": [{"x": 1, "x": [2, 3]}]}', x="int")
+
+
+def test_keys_of_rows_end_at_a_nul():
+    assert read(r'{"instances": [{"x\u0000y": 1}]}', x="int")["x"].tolist() == [1]
+
+
+def test_two_b64_keys_are_no_base64():
+    two = '{"b64": "YQ==", "b64": "YQ=="}'
+    assert "key: b64 of 'instances' list. Error" in refusal(f'{{"instances": [{two}]}}', x="string")
+    assert "formatted correctly for base64" in refusal(f'{{"instances": [[{two}]]}}', x="string")
 
 
 def test_rows_must_name_exactly_the_inputs():
@@ -320,6 +437,24 @@ def test_j14_decimals_are_short(dtype):
     assert "[9e+06, 999999.0, 0.5, 0.0003, 3e-05, 555557.5, 0.1, -7.0]" in body
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.float32(1 / 3), "0.333333343"),
+        (np.float32(16777216), "16777216.0"),
+        (np.float32(3.4028235e38), "3.40282347e+38"),
+        (np.float32(1e-45), "1.4013e-45"),
+        (np.float64(1 / 3), "0.33333333333333331"),
+        (np.float64(1e23), "1e+23"),
+        (np.float64(123456789), "123456789.0"),
+        (np.float64(5e-324), "4.94066e-324"),
+        (np.float32(-0.0), "-0.0"),
+    ],
+)
+def test_decimals_that_need_more_than_six_digits_have_all_of_them(value, text):
+    assert write_outputs({"y": np.array([value])}, row_form=False) == b'{\n    "outputs": [%s]\n}' % text.encode()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_decimals_read_back_as_the_same_number(dtype):
     rng = np.random.default_rng(0)
@@ -350,6 +485,11 @@ def test_j16_outputs_that_cannot_be_rows_are_refused(outputs, message):
     with pytest.raises(RequestError, match=message) as caught:
         write_outputs(outputs, row_form=True)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0)])
+def test_an_output_type_without_json_form_may_be_empty(shape):
+    assert column(np.zeros(shape, np.float16)) == np.zeros(shape).tolist()
 
 
 def test_a_scalar_output_is_fine_in_columns():

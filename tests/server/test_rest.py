@@ -340,6 +340,23 @@ def test_h10_predict_with_an_unknown_model_or_version(server, path, message):
     assert server.refusal("POST", path, b'{"instances": [1]}') == (404, message)
 
 
+@pytest.mark.parametrize(
+    ("action", "body", "message"),
+    [
+        ("predict", b'{"instances": [1', "JSON Parse error"),
+        ("predict", b'{"signature_name": 5}', "must be a string value"),
+        ("predict", b'{"instances": 1}', "Servable not found"),
+        ("classify", b'{"examples": 1}', "Expecting 'examples' value to be an list/array"),
+        ("regress", b'{"examples": [{"a": null}]}', "has element with unexpected JSON type: Null"),
+        ("regress", b'{"examples": [{}], "signature_name": "no"}', "Servable not found"),
+    ],
+)
+def test_a_bad_document_is_refused_before_an_unknown_model(server, action, body, message):
+    status, text = server.refusal("POST", f"/v1/models/foo:{action}", body)
+    assert status == (404 if message == "Servable not found" else 400)
+    assert message in text
+
+
 @pytest.mark.parametrize("path", ["foo", "foo/versions/1", "half/versions/99"])
 @pytest.mark.parametrize("end", ["", "/metadata"])
 def test_h10_status_and_metadata_of_an_unknown_model_or_version(server, path, end):

@@ -12,13 +12,18 @@ RELEASES = {
     "FastWordpieceTokenizeWithOffsets": 12,
     "MatMul": 12,
     "ParseExampleV2": 12,
-    "TFText>RoundRobinTrim": 13,
+    "TFText>WhitespaceTokenizeWithOffsetsV2": 12,
+    "TFText>RoundRobinGenerateMasks": 20,
+    "TFText>RoundRobinTrim": 20,
+    "TFText>Utf8Binarize": 20,
     "Conv": 14,
     "FFTND": 15,
     "IndexFlatMapDataset": 17,
     "DecodeWebP": 20,
+    "DecodeJxl": 21,
     "TopKV2.index_type": 13,
     "VarHandleOp.debug_name": 15,
+    "TensorListGetItem.Tshape": 21,
 }
 
 
@@ -50,7 +55,7 @@ def test_the_table_knows_when_ops_came():
     table = releases.table()
     assert {name: table.get(name) for name in RELEASES} == RELEASES
     assert len(table) > 1500
-    assert set(table.values()) == {12, 13, 14, 15, 16, 17, 18, 20}
+    assert set(table.values()) == {12, 13, 14, 15, 16, 17, 18, 20, 21}
     assert not [name for name in table if "PyFunc" in name]
 
 
@@ -58,7 +63,9 @@ def test_the_installed_tensorflow_has_every_op_of_the_table():
     import tensorflow_text  # noqa: F401  (registers its ops)
     from tensorflow.python.framework import op_def_registry
 
-    names = {name for name in releases.table() if "." not in name}
+    installed = int(tf.__version__.split(".")[1])
+    names = {name for name, release in releases.table().items() if "." not in name and release <= installed}
+    assert len(names) > 1500
     assert [name for name in sorted(names) if op_def_registry.get(name) is None] == []
 
 
@@ -66,7 +73,7 @@ def test_the_installed_tensorflow_has_every_op_of_the_table():
     ("nodes", "oldest"),
     [
         ([("MatMul", {})], "2.12"),
-        ([("MatMul", {}), ("TFText>RoundRobinTrim", {})], "2.13"),
+        ([("MatMul", {}), ("TFText>RoundRobinTrim", {})], "2.20"),
         ([("DecodeWebP", {}), ("MatMul", {})], "2.20"),
         ([("TopKV2", {"index_type": INT64})], "2.13"),
         ([("VarHandleOp", {"debug_name": YES})], "2.12"),
@@ -78,6 +85,23 @@ def test_the_oldest_server_has_all_ops_and_attributes(nodes, oldest, tmp_path):
     assert found.names == tuple(sorted(op for op, _ in nodes))
 
 
+def test_the_export_of_keras_hub_needs_the_first_server_with_its_trimmer(tmp_path):
+    import keras_hub
+
+    tokenizer = keras_hub.tokenizers.WordPieceTokenizer(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "a", "b"])
+    packer = keras_hub.layers.MultiSegmentPacker(8, start_value=2, end_value=3, pad_value=1, truncate="round_robin")
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)] * 2)
+    def serve(first, second):
+        ids, segments = packer((tokenizer(first), tokenizer(second)))
+        return {"ids": ids, "segments": segments}
+
+    tf.saved_model.save(tf.Module(), tmp_path, signatures=serve)
+    found = releases.check(tmp_path)
+    assert "TFText>RoundRobinTrim" in found.names
+    assert found.oldest_server == "2.20"
+
+
 def test_functions_are_looked_into_and_are_no_ops(tmp_path):
     folder = saved(tmp_path, ("inner", {}), functions=[("inner", [("FFTND", {})])])
     assert releases.check(folder) == releases.Ops(("FFTND",), "2.15")
@@ -86,7 +110,7 @@ def test_functions_are_looked_into_and_are_no_ops(tmp_path):
 @pytest.mark.parametrize(
     ("nodes", "functions", "said"),
     [
-        ([("NoSuchOp", {})], [], "node_0: no TensorFlow Serving from 2.12 to 2.20 has the op NoSuchOp"),
+        ([("NoSuchOp", {})], [], "node_0: no TensorFlow Serving from 2.12 to 2.21 has the op NoSuchOp"),
         ([], [("f", [("EagerPyFunc", {})])], "has the op EagerPyFunc"),
         ([("MatMul", {"_XlaMustCompile": YES})], [], "node_0: must be compiled by XLA"),
     ],

@@ -254,6 +254,7 @@ def test_a_loader_gives_what_this_process_gives(loader, name, expected, loaded):
     assert [len(answer["num_tokens"]) for answer in expected[name][:3]] == [3 if name == "wide" else 22, 6, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["windows"])
 def test_kept_copies_of_weights_give_the_same(name, models, requests, expected, tmp_path):
     """One kernel, first used for rows of many texts and then for those of one: the copy of its weights fits both."""

@@ -226,6 +226,7 @@ np.save(out, logits.numpy())
 """
 
 
+@pytest.mark.slow
 def test_hugging_face_computes_the_same(tmp_path):
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
@@ -279,6 +280,7 @@ def test_the_right_choice_is_learnt():
         bert.fit(["a"], [5], None, held, choices=[["b", "c"]])
 
 
+@pytest.mark.slow
 def test_from_file_to_served_answer(tmp_path, tiny_checkpoint, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, ROWS)

@@ -314,6 +314,7 @@ def fresh(folder, texts):
     return pickle.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_commands_ask_a_pretrained_checkpoint(checkpoint, tmp_path, capsys):
     model = ["--task=fill_mask", f"--model_dir={checkpoint}", "--max_seq_length=16", "--max_masks=4", "--top_k=10"]
     (tmp_path / "in.txt").write_text("\n".join(text for text in TEXTS if text), "utf-8")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import TINY, WORDS
-from keras import ops
 from test_fill_mask import fresh
 
 from keras_bert.__main__ import main
@@ -21,7 +20,7 @@ from keras_bert.bert import Bert
 from keras_bert.config import DataConfig, EncoderConfig, HeadConfig, OptimizerConfig, TextConfig, TrainConfig
 from keras_bert.errors import ConfigError, DataError
 from keras_bert.model.encoder import Encoder, Memory
-from keras_bert.model.positions import POSITIONS, Positions
+from keras_bert.model.positions import POSITIONS
 from keras_bert.tasks import metrics, words
 from keras_bert.tasks.network import Network
 from keras_bert.text.text import Text
@@ -201,34 +200,8 @@ def test_predict_finds_what_plain_python_finds(size, penalty):
     assert len({a["generated"] for a in bert.predict(TEXTS)}) > 2
 
 
-class Rotary(Positions):
-    """RoFormer's (Su et al. 2021): queries and keys are turned by their position."""
-
-    def rotate(self, query, key, positions):
-        half = query.shape[-1] // 2
-        angle = ops.cast(positions, "float32")[:, None, :, None] * 10000.0 ** (
-            -ops.arange(half, dtype="float32") / half
-        )
-
-        def turned(x):
-            x, y = x[..., :half], x[..., half:]
-            return ops.concatenate(
-                [x * ops.cos(angle) - y * ops.sin(angle), y * ops.cos(angle) + x * ops.sin(angle)], -1
-            )
-
-        return turned(query), turned(key)
-
-
-class Relative(Positions):
-    """A score for each distance."""
-
-    def scores(self, scores, query, positions):
-        return scores - ops.cast(ops.abs(positions[:, None, :, None] - positions[:, None, None, :]), scores.dtype)
-
-
-@pytest.mark.parametrize("kind", ["absolute", "rotary"])
-def test_tokens_read_one_by_one_are_as_if_read_together(kind, monkeypatch):
-    monkeypatch.setitem(POSITIONS, "rotary", Rotary)
+@pytest.mark.parametrize("kind", POSITIONS)
+def test_tokens_read_one_by_one_are_as_if_read_together(kind):
     encoder = checks.randomize(Encoder(dataclasses.replace(SEQ2SEQ, positions=kind, num_layers=2)))
     draw = np.random.default_rng(1)
     token_ids, lengths = draw.integers(5, len(WORDS), (3, 9)), np.array([4, 2, 5])
@@ -245,14 +218,6 @@ def test_tokens_read_one_by_one_are_as_if_read_together(kind, monkeypatch):
         found = encoder(given | {"positions": places}, memory=memory, seen=seen)["sequence"]
         np.testing.assert_allclose(found, np.take_along_axis(wanted, places[:, :, None], 1), atol=1e-5)
         seen = np.concatenate([seen, np.ones((3, 1, 1), bool)], axis=2)
-
-
-def test_relative_positions_are_refused_with_a_memory(monkeypatch):
-    monkeypatch.setitem(POSITIONS, "relative", Relative)
-    encoder = Encoder(dataclasses.replace(SEQ2SEQ, positions="relative"))
-    encoder(np.array([[5, 6]]))
-    with pytest.raises(ConfigError, match="of the kind relative are relative: no memory can be kept"):
-        encoder(np.array([[5, 6]]), memory=[Memory() for _ in encoder.blocks])
 
 
 def test_a_text_alone_and_beside_others_is_the_same():
@@ -342,6 +307,7 @@ def test_the_exported_model_answers_as_predict(trained, tmp_path):
     assert "text2text-generation" in (folder / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_commands(tiny_checkpoint, tmp_path, capsys, monkeypatch):
     texts, targets = digits(40, 1)
     lines = [f"{i}\t{text}\t{target}" for i, (text, target) in enumerate(zip(texts, targets, strict=True))]
@@ -423,6 +389,7 @@ def test_other_ways_to_train_come_to_the_same(how):
         assert second[name] == pytest.approx(first[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_targets_that_are_cut_are_counted(capsys):
     bert = make(most=4)
     config = TrainConfig(num_train_epochs=1)

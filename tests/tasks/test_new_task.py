@@ -109,6 +109,7 @@ def test_its_config_is_picked_by_name():
         from_dict(HeadConfig, to_dict(config) | {"label_smoothing": 0.1})
 
 
+@pytest.mark.slow
 def test_in_python(tiny_checkpoint, tmp_path):
     texts, labels = zip(*ROWS, strict=True)
     head = {"largest": 4.0}

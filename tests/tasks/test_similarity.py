@@ -176,6 +176,7 @@ def test_pairs_without_scores_learn_by_ranking():
 
 
 @pytest.mark.parametrize("task", ["similarity", "choice"])
+@pytest.mark.slow
 def test_batches_that_are_filled_up_are_learnt_too(task):
     bert = tiny_bert(task, ())
     config = TrainConfig(num_train_epochs=1, train_batch_size=4, eval_batch_size=4, jit_compile="on")
@@ -218,6 +219,7 @@ def test_a_text_does_not_depend_on_its_partner():
     np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_from_file_to_served_answer(tmp_path, tiny_checkpoint, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "id,a,b,score\n" + "".join(f"p{i},the {t},{t} song,{i % 3}\n" for i, t in enumerate(THINGS)))
@@ -277,6 +279,7 @@ def test_a_pretrained_checkpoint_is_asked_and_exported(tmp_path, tiny_checkpoint
     assert main(["verify_export", "--export_dir=models/pairs"]) == 0
 
 
+@pytest.mark.slow
 def test_pairs_alone_are_learnt_from_a_file(tmp_path, tiny_checkpoint, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "text,text_pair\n" + "".join(f"the {t},{t} song\n" for t in THINGS))

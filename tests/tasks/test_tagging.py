@@ -267,6 +267,7 @@ def trained():
     return model, result
 
 
+@pytest.mark.slow
 def test_a_toy_task_is_learnt(trained):
     model, result = trained
     assert result.best["f1"] > 0.95

@@ -121,7 +121,7 @@ WORDPIECES = {(f, lower): WordPiece(PIECES, lower, f) for f in ("original", "hf"
 
 def test_the_vocabulary_is_read_as_the_original_reads_it():
     assert index(["[UNK]", " a ", "\u2028", "a"], "original") == {"[UNK]": 0, "a": 3, "": 2}
-    assert index(["[UNK]", " a ", "a"], "hf") == {"[UNK]": 0, " a ": 1, "a": 2}
+    assert index(["[UNK]", " a ", "a"], "hf") == {"[UNK]": 0, " a": 1, "a": 2}
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,7 @@ def test_the_vocabulary_is_read_as_the_original_reads_it():
         ({"flavour": "cursive"}, ConfigError, "original, hf"),
         ({"special_tokens": ["[GONE]"]}, DataError, r"no \[GONE\]"),
         ({"special_tokens": "[MASK]"}, ConfigError, "must be a list"),
-        ({"special_tokens": ["mask"]}, ConfigError, "ASCII punctuation"),
         ({"special_tokens": ["[MASK]", "[MASK]"]}, ConfigError, "different"),
-        ({"special_tokens": ["[x]", "]y["]}, ConfigError, "overlap"),
     ],
 )
 def test_what_cannot_work_is_refused(options, error, words):

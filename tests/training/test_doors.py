@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import test_training as toys
+from conftest import slow
 
+from keras_bert.bert import Bert
 from keras_bert.config import HeadConfig, OptimizerConfig, TrainConfig
 from keras_bert.errors import ConfigError
 from keras_bert.tasks.network import Network
 from keras_bert.training import doors
 from keras_bert.training.doors import Doors, ExtraLoss, Pass
-from keras_bert.training.finetune import HeadTask, LabelledRows, fit
+from keras_bert.training.finetune import HeadTask, LabelledRows
 from keras_bert.training.optimizers import AdamW
 from keras_bert.training.step import Task, Trainer
 
@@ -63,11 +65,11 @@ def with_lstm():
     "config",
     [
         {},
-        {"mixed_precision": "bfloat16", "grad_accum_steps": 2},
+        slow({"mixed_precision": "bfloat16", "grad_accum_steps": 2}),
         {"recompute": True, "mixed_precision": "bfloat16"},
-        {"strategy": "mirrored"},
-        pytest.param({"jit_compile": "on", "eval_batch_size": 8}, marks=pytest.mark.slow),
-        pytest.param({"lstm": True}, marks=pytest.mark.slow),
+        slow({"strategy": "mirrored"}),
+        slow({"jit_compile": "on", "eval_batch_size": 8}),
+        slow({"lstm": True}),
     ],
     ids=str,
 )
@@ -132,7 +134,7 @@ def loss_at(network, batch, shift):
     return tf.reduce_mean(losses)
 
 
-@pytest.mark.parametrize("config", [{}, {"grad_accum_steps": 4}, {"recompute": True}], ids=str)
+@pytest.mark.parametrize("config", [{}, slow({"grad_accum_steps": 4}), slow({"recompute": True})], ids=str)
 def test_a_method_of_ascent_is_five_lines(config, monkeypatch):
     monkeypatch.setitem(doors.ASCENTS, "fgm", fgm)
     start = toys.network()
@@ -261,7 +263,9 @@ def test_a_further_loss_is_trained_on_and_told_but_not_evaluated():
         return dataclasses.replace(trick(trainer), after_step=(lambda: steps.append(1),))
 
     settings = TrainConfig(num_train_epochs=1, train_batch_size=8, distribution_strategy="one_device")
-    result = fit(start, toys.TEXT, toys.toy(16), toys.toy(8, 1), settings, toys.OPTIMIZER, say=len, trick=counted)
+    train, held_out = ((rows.segments[0], [str(i) for i in rows.labels]) for rows in (toys.toy(16), toys.toy(8, 1)))
+    bert = Bert(toys.TEXT, start)
+    result = bert.fit(*train, None, held_out, settings, toys.OPTIMIZER, progress=None, trick=counted)
     (record,) = result.history
     assert {"train_loss", "train_loss_loss", "train_size_loss", "eval_loss"} <= set(record)
     assert math.isclose(

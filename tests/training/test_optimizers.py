@@ -275,6 +275,7 @@ def test_decay_rules_are_factors_of_the_decay():
     assert [first.numpy()[0], second.numpy()[0]] == pytest.approx([0.95, 0.8])
 
 
+@pytest.mark.slow
 def test_plain_keras_training_takes_it():
     """`compile` and `fit` of Keras, with a loss of Keras; no dropout, so that every run is the same."""
     still = dataclasses.replace(TINY, hidden_dropout=0.0, attention_dropout=0.0)

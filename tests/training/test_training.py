@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY, WORDS
+from conftest import TINY, WORDS, slow
 
 from keras_bert.bert import Bert
 from keras_bert.checkpoints.checkpoints import WEIGHTS_FILE
@@ -283,6 +283,7 @@ def test_a_compiled_step_of_fixed_shapes_is_the_plain_step():
 
 
 @pytest.mark.usefixtures("two_devices")
+@pytest.mark.slow
 def test_two_devices_train_with_dropout_and_in_sixteen_bits():
     to = trainer(with_dropout(), "mirrored", steps=60, mixed_precision="bfloat16")
     said = train(to, toy(33), uneven(33, 8, steps=60))
@@ -463,6 +464,7 @@ def half():
     return trainer(network(), steps=80, mixed_precision="float16", optimizer=optimizer)
 
 
+@pytest.mark.slow
 def test_sixteen_bits_learn(half):
     """In place of a whole run each: 80 steps, and an evaluation."""
     optimizer = OptimizerConfig(learning_rate=5e-3, warmup_proportion=0)
@@ -561,6 +563,7 @@ def test_the_best_epoch_is_what_is_left_in_the_network_and_on_disk(tmp_path):
     assert json.loads((tmp_path / "keras_bert.json").read_text("utf-8"))["notes"] == result.best
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_result_and_no_directory_no_files(tmp_path, monkeypatch, undisturbed):
     """That one seed gives one result is what the tests of going on rest on."""
     monkeypatch.chdir(tmp_path)
@@ -626,7 +629,7 @@ def test_averaged_weights_are_evaluated_and_kept_and_training_goes_on_from_the_p
     assert difference(Bert.load(tmp_path).network, start) == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (0, 75)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), slow(signal.SIGINT, 130), slow(0, 75)])
 def test_a_run_that_is_told_to_stop_saves_at_the_next_step_and_goes_on(number, code, tmp_path, undisturbed):
     """By a signal, or (0) by the clock."""
 
@@ -691,7 +694,7 @@ class Killed(Exception):
     """Stands for a power cut."""
 
 
-@pytest.mark.parametrize("where", ["after the evaluation of epoch 3", "before the first state is written"])
+@pytest.mark.parametrize("where", ["after the evaluation of epoch 3", slow("before the first state is written")])
 def test_a_run_that_was_killed_ends_like_one_that_was_not(where, tmp_path, undisturbed):
     def say(line):
         if "evaluation" in where and line.startswith("epoch 3"):
@@ -758,7 +761,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("spoil", [cut, empty, rubbish, flip])
+@pytest.mark.parametrize("spoil", [cut, flip, slow(empty), slow(rubbish)])
 def test_a_run_goes_on_from_the_state_before_a_broken_one(spoil, undisturbed, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed[2], folder)

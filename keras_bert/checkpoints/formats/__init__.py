@@ -5,7 +5,7 @@ A new format is one module with a `Format` and one row in `FORMATS`.
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import numpy as np
 from keras_bert.checkpoints.formats import extra, garden, hf, keras_hub, ours, tf1
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import Contents, some
-from keras_bert.checkpoints.formats.table import Entry, Stored, Transform, all_entries, entries, same
-from keras_bert.config import DataConfig, choose
+from keras_bert.checkpoints.formats.table import Entry, Stored, Transform, all_entries, entries, same, shared_prefix
+from keras_bert.config import TASKS, choose
 from keras_bert.errors import CheckpointError, ConfigError
 from keras_bert.model.shapes import Shape, of_objective, parts, with_pretraining
 
@@ -29,26 +29,50 @@ def detect(path: Path, name: str | None = None) -> Format:
     Raises:
         CheckpointError: the directory holds none of the formats, or not the one asked for.
     """
-    found = [f for f in FORMATS.values() if (path / f.mark).exists()]
-    here = next((f for f in found if f.is_here(path)), None)
-    if here is None:
+    here = all_here(path)
+    if not here:
         files = sorted(p.name for p in path.iterdir())
         marks = ", ".join(dict.fromkeys(f.mark for f in FORMATS.values()))
-        raise CheckpointError(f"{path}: holds no checkpoint: none of {marks} among {some(files)}")
-    if name is not None and choose(FORMATS, name, "format").name != here.name:
-        raise CheckpointError(f"{path}: holds a {here.name} checkpoint, not a {name} one")
-    return here
+        folders = [p for p in sorted(path.iterdir()) if p.is_dir()]
+        deeper = [p.name for p in folders if any(f.is_complete(p) for f in all_here(p))]
+        deeper += [name for name in files if name.endswith(".keras")]
+        hint = f"; name what is in it: {some(str(path / name) for name in deeper)}" if deeper else ""
+        raise CheckpointError(f"{path}: holds no checkpoint: none of {marks} among {some(files)}{hint}")
+    if name is not None and choose(FORMATS, name, "format") not in here:
+        raise CheckpointError(f"{path}: holds a {here[0].name} checkpoint, not a {name} one")
+    return here[0] if name is None else FORMATS[name]
 
 
-def read(path: Path, name: str | None = None) -> tuple[Format, Contents]:
+def all_here(path: Path) -> list[Format]:
+    """The formats that a directory holds, those with their weights first."""
+    return sorted((f for f in FORMATS.values() if f.is_here(path)), key=lambda f: not f.is_complete(path))
+
+
+def read(path: Path, name: str | None = None, keep_keys: Sequence[str] = ()) -> tuple[Format, Contents]:
     """The format of a directory and what it says beside the weights.
 
+    Args:
+        keep_keys: unknown keys of the settings that are known to leave the arithmetic alone.
+
     Raises:
-        CheckpointError: see `detect`; or its parts are broken, or do not fit.
+        CheckpointError: see `detect`; or its parts are broken, do not fit, or have keys that are unknown.
         DataError: the vocabulary is broken.
     """
     found = detect(path, name)
-    return found, extra.apply(path, found.read(path))
+    contents = extra.apply(path, found.read(path))
+    unknown = {key: key.rpartition(": ")[2] for key in contents.unknown}
+    left = [key for key, last in unknown.items() if last not in keep_keys]
+    if left:
+        names = ",".join(unknown[key] for key in left)
+        raise CheckpointError(
+            f"{path}: unknown keys, which may change what the model computes: {some(left, 5)}; "
+            f"--keep_keys={names} if they do not (keep_keys= in Python)"
+        )
+    others = [other.name for other in all_here(path) if other is not found and other.is_complete(path)]
+    if others:
+        remark = f"the directory holds {found.name} and {' and '.join(others)}: {found.name} is read"
+        contents = dataclasses.replace(contents, remarks=(remark, *contents.remarks))
+    return found, contents
 
 
 @dataclass(frozen=True)
@@ -79,10 +103,7 @@ def match(path: Path, found: Format, contents: Contents, leave_out: str = "") ->
         CheckpointError: a weight has no tensor or one of another shape, or a tensor has no place; both lists.
         ConfigError: `leave_out` is no pattern.
     """
-    try:
-        leaving = re.compile(leave_out or "$^")
-    except re.error as error:
-        raise ConfigError(f"{leave_out!r} is not a regular expression ({error})") from error
+    leaving = pattern(leave_out)
     try:
         parts(contents.encoder, contents.head)
     except ConfigError as error:
@@ -123,10 +144,33 @@ def match(path: Path, found: Format, contents: Contents, leave_out: str = "") ->
     if no_place and contents.head_problem:
         raise CheckpointError(f"{path}: {contents.head_problem}")
     if unfilled or no_place:
-        raise CheckpointError(f"{path}: does not fit: {'; '.join(_both_lists(unfilled, no_place))}")
-    if contents.head is not None and contents.data is None:
-        contents = dataclasses.replace(contents, data=DataConfig())
+        remedy = "" if unfilled else dropping(no_place)
+        named = (found.table("head/logits/bias", task) for task in TASKS)
+        if contents.head is None and {one[0] for one in named if one} & set(no_place):
+            remedy = f"; say with --task what the head is for{remedy}"
+        raise CheckpointError(f"{path}: does not fit: {'; '.join(_both_lists(unfilled, no_place))}{remedy}")
     return Match(found, contents, rows, listed, copies)
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """The pattern of names of tensors that may stay unused; an empty text matches none.
+
+    Raises:
+        ConfigError: it is not a regular expression.
+    """
+    try:
+        return re.compile(text or "$^")
+    except re.error as error:
+        raise ConfigError(f"{text!r} is not a regular expression ({error})") from error
+
+
+def dropping(names: Iterable[str]) -> str:
+    """The remedy where tensors have no place: the flag that leaves all of them out."""
+    names = list(names)
+    shared = shared_prefix(names)
+    begins = [shared] if shared else [re.split(r"(?<=[./])", name, maxsplit=1)[0] for name in names]
+    said = "|".join(dict.fromkeys(re.escape(begin) + ("" if begin in names else ".*") for begin in begins))
+    return f"; if the model does not need them, leave them out with --drop='{said}' (drop= in Python)"
 
 
 def _owner(part: str, contents: Contents) -> str:
@@ -164,9 +208,9 @@ def _misfit(entry: Entry, value: Stored) -> str:
     return ""
 
 
-def names_of(found: Format, contents: Contents) -> list[str]:
-    """All names that a format has for the weights of such a model."""
-    return [entry.name for entry in all_entries(found.table, contents.encoder, contents.head)]
+def names_of(found: Format, contents: Contents) -> Iterator[str]:
+    """All names that a format has for the weights of such a model; to ask for them takes Keras."""
+    yield from (entry.name for entry in all_entries(found.table, contents.encoder, contents.head))
 
 
 def _both_lists(unfilled: list[str], no_place: list[str]) -> Iterable[str]:

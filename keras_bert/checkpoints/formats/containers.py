@@ -4,18 +4,24 @@ Weights are data. Nothing here executes or unpickles what it reads, follows a li
 memory than the file is long: shapes and types are known, and compared with what is wanted, before values are read.
 """
 
+import atexit
 import contextlib
+import functools
 import io
+import shutil
+import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from keras_bert.checkpoints.formats.settings import some
+from keras_bert.checkpoints.formats.settings import read_json, some
 from keras_bert.checkpoints.formats.table import Stored
 from keras_bert.errors import CheckpointError
 from keras_bert.model.shapes import Shape
@@ -83,6 +89,11 @@ def find_bundle(path: Path) -> Path:
 
 def _indices(path: Path) -> list[Path]:
     return sorted({*path.glob("*.ckpt*.index"), *path.glob("ckpt*.index")})
+
+
+def has_bundle(path: Path) -> bool:
+    """Does a directory hold a checkpoint, its values included?"""
+    return any(list(path.glob(f"{index.stem}.data-*")) for index in _indices(path))
 
 
 def is_object_based(path: Path) -> bool:
@@ -207,6 +218,40 @@ def write_objects(prefix: Path, tree: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{prefix}: cannot be written ({str(error).splitlines()[0]})") from error
 
 
+# === Archives of Keras ===
+
+ARCHIVED = ("config.json", "metadata.json", "model.weights.h5", "assets/")
+MOST_EXPANSION = 64
+
+
+@functools.lru_cache(maxsize=4)
+def unpacked(file: Path, changed: int) -> Path:
+    """The files of a `.keras` archive, in a folder that is gone when the process ends.
+
+    Args:
+        changed: time of its last change, so that a file that was replaced is read again.
+
+    Raises:
+        CheckpointError: it is broken, or unpacks to more than weights would.
+    """
+    parent = Path(tempfile.mkdtemp(prefix="keras_bert."))
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    folder = parent / file.name
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = [info for info in archive.infolist() if info.filename.startswith(ARCHIVED) and not info.is_dir()]
+            if any(".." in info.filename.split("/") or "\\" in info.filename for info in members):
+                raise CheckpointError(f"{file}: names files elsewhere")
+            if sum(info.file_size for info in members) > MOST_EXPANSION * file.stat().st_size:
+                raise CheckpointError(
+                    f"{file}: unpacks to more than {MOST_EXPANSION} times its size, which weights never do"
+                )
+            archive.extractall(folder, members)
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: broken or not a file of Keras ({error})") from error
+    return folder
+
+
 # === HDF5 ===
 
 
@@ -221,11 +266,12 @@ def read_h5(file: Path) -> dict[str, Stored]:
 
     found: dict[str, Stored] = {}
 
-    def reader(name: str) -> Any:
+    def reader(name: str, dtype: str) -> Any:
         def read() -> np.ndarray:
             with _as_h5(file), h5py.File(file, "r") as h5:
                 value = h5[name][()]
-            return value.astype(np.float32) if value.dtype.kind == "f" else value
+            value = np.asarray(value).view(ml_dtypes.bfloat16) if dtype == BFLOAT16 else value
+            return value.astype(np.float32) if dtype == BFLOAT16 or value.dtype.kind == "f" else value
 
         return read
 
@@ -242,12 +288,45 @@ def read_h5(file: Path) -> dict[str, Stored]:
                 walk(item, f"{path}/", depth + 1)
             elif isinstance(item, h5py.Dataset):
                 shape = _checked_shape(file, path, item)
-                found[path] = Stored(shape, item.dtype.name, reader(path), path)
+                dtype = BFLOAT16 if _is_bfloat16(item) else item.dtype.name
+                found[path] = Stored(shape, dtype, reader(path, dtype), path)
             else:
                 raise CheckpointError(f"{file}: {path} is a {type(item).__name__}; only plain data is read")
 
     with _as_h5(file), h5py.File(file, "r") as h5:
         walk(h5, "", 0)
+    return found
+
+
+def has_h5(file: Path) -> bool:
+    """Is a file there, or the index of its shards?"""
+    return file.exists() or file.with_suffix(".json").exists()
+
+
+def read_h5_whole(file: Path) -> dict[str, Stored]:
+    """`read_h5` of a file, or of the shards that Keras has split it into, which an index beside them names.
+
+    Raises:
+        CheckpointError: see `read_h5`; or the index is broken, or a shard is not there.
+    """
+    if file.exists():
+        return read_h5(file)
+    index = file.with_suffix(".json")
+    table = read_json(index).get("weight_map")
+    named = (
+        [shards if isinstance(shards, list) else [shards] for shards in table.values()]
+        if isinstance(table, dict)
+        else []
+    )
+    shards = sorted({name for names in named for name in names if isinstance(name, str)})
+    if not shards or any(Path(name).name != name for name in shards):
+        raise CheckpointError(f"{index}: weight_map is not a table from weights to files beside it")
+    missing = [name for name in shards if not (file.parent / name).exists()]
+    if missing:
+        raise CheckpointError(f"{index}: names {some(missing)}; put them there")
+    found: dict[str, Stored] = {}
+    for name in shards:
+        found |= read_h5(file.parent / name)
     return found
 
 
@@ -262,11 +341,19 @@ def _as_h5(file: Path) -> Iterator[None]:
         raise CheckpointError(f"{file}: broken or not an HDF5 file ({reason})") from error
 
 
+BFLOAT16 = "bfloat16"
+"""HDF5 has no such numbers: Keras stores them as two bytes each and says so in an attribute."""
+
+
+def _is_bfloat16(item: Any) -> bool:
+    return item.dtype.kind == "V" and item.dtype.itemsize == 2 and item.attrs.get("dtype") == BFLOAT16
+
+
 def _checked_shape(file: Path, path: str, item: Any) -> Shape:
     if item.external or item.is_virtual:
         raise CheckpointError(f"{file}: the values of {path} lie in another file; only plain data is read")
     shape = tuple(item.shape or ())
-    if item.dtype.kind not in "fiub":
+    if item.dtype.kind not in "fiub" and not _is_bfloat16(item):
         raise CheckpointError(f"{file}: {path} holds {item.dtype}, not numbers")
     declared, there = prod(shape) * item.dtype.itemsize, item.id.get_storage_size()
     if declared != there:

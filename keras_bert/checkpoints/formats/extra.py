@@ -33,10 +33,10 @@ def unsaid(wanted: Contents, said: Contents) -> dict[str, Any]:
         if changes:
             content[name] = changes
     for name in WHOLE:
-        ours = getattr(wanted, name)
         usual = DataConfig() if name == "data" and wanted.head is not None else None
-        if ours != (getattr(said, name) or usual):
-            content[name] = None if ours is None else to_dict(ours)
+        held = getattr(wanted, name) or usual
+        if held != (getattr(said, name) or usual):
+            content[name] = None if held is None else to_dict(held)
     if wanted.notes != said.notes:
         content["notes"] = wanted.notes
     origins = {name: files for name, files in wanted.origins.items() if files != said.origins.get(name)}

@@ -28,7 +28,8 @@ class Format:
     Attributes:
         name: as flags and reports have it.
         mark: the file that tells a directory of this format.
-        is_here: does a directory hold it?
+        is_here: whether a directory holds the settings of one.
+        is_complete: whether it holds the weights too.
         table: the name and transform of each weight that it can store.
         read: a directory -> what it says beside the weights.
         tensors: `(directory, names looked for)` -> its tensors, under the names of the table where it has them.
@@ -45,6 +46,7 @@ class Format:
     name: str
     mark: str
     is_here: Callable[[Path], bool]
+    is_complete: Callable[[Path], bool]
     table: Table
     read: Callable[[Path], Contents]
     tensors: Callable[[Path, Iterable[str]], dict[str, Stored]]

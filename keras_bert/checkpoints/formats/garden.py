@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from keras_bert.checkpoints.formats.containers import Bundle, Objects, find_bundle, is_object_based, write_objects
+from keras_bert.checkpoints.formats.containers import (
+    Bundle,
+    Objects,
+    find_bundle,
+    has_bundle,
+    is_object_based,
+    write_objects,
+)
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import Contents, checked
 from keras_bert.checkpoints.formats.table import BLOCK, SPLIT_HEADS, Names, Stored, to_theirs
@@ -132,6 +139,7 @@ FORMAT = Format(
     name="garden",
     mark=CONFIG_FILE,
     is_here=lambda path: (path / CONFIG_FILE).exists() and is_object_based(path),
+    is_complete=has_bundle,
     table=TABLE,
     read=read,
     tensors=tensors,

@@ -1,18 +1,22 @@
 """KerasHub: a preset directory of BertBackbone, and of BertTextClassifier or BertMaskedLM where there is such a head.
 
 `config.json`, `metadata.json`, `model.weights.h5`, `tokenizer.json`, `assets/tokenizer/vocabulary.txt`; with a head
-also `task.json`, `task.weights.h5`, `preprocessor.json`. The weights are read and written without KerasHub.
+also `task.json`, `task.weights.h5`, `preprocessor.json`. A task that was saved as one file `.keras` has the same parts
+in one `config.json` and one `model.weights.h5`, and is read only. The weights are read and written without KerasHub.
 """
 
+import dataclasses
 import datetime
+import functools
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_bert.checkpoints.formats.containers import read_h5, write_h5
+from keras_bert.checkpoints.formats.containers import has_h5, read_h5_whole, write_h5
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import (
     Contents,
@@ -20,6 +24,7 @@ from keras_bert.checkpoints.formats.settings import (
     checked,
     numbers,
     read_json,
+    some,
     text_config,
     write_json,
 )
@@ -31,7 +36,11 @@ from keras_bert.text.vocabulary import read_vocabulary
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.weights.h5", "tokenizer.json"
 TASK_FILE, TASK_WEIGHTS_FILE, PREPROCESSOR_FILE = "task.json", "task.weights.h5", "preprocessor.json"
-VOCABULARY_FILES = ("assets/tokenizer/vocabulary.txt", "assets/vocabulary.txt")
+VOCABULARY_FILES = (
+    "assets/tokenizer/vocabulary.txt",
+    "assets/vocabulary.txt",
+    "assets/preprocessor/tokenizer/vocabulary.txt",
+)
 FIXED = {"activation": "gelu_tanh", "layer_norm_epsilon": 1e-12, "pad_token_id": 0}
 
 NAMES = {
@@ -50,7 +59,8 @@ TOKENIZER_ONLY: dict[str, tuple[Any, ...]] = {
     "oov_token": ("[UNK]",),
     "split_on_cjk": (True,),
 }
-TASKS = {"BertTextClassifier": "logits", "BertMaskedLM": "masked_lm"}
+BACKBONE, CLASSIFIER, MASKED_LM, EMBEDDER = "BertBackbone", "BertTextClassifier", "BertMaskedLM", "BertTextEmbedder"
+TASKS = (CLASSIFIER, "BertClassifier", MASKED_LM, EMBEDDER)
 
 
 _BLOCK, _HEAD = "layers/transformer_encoder{_i}", "task/layers/masked_lm_head"
@@ -81,6 +91,61 @@ TABLE = Names(
 """Names that begin with `task/` are in `task.weights.h5`, the others in `model.weights.h5`."""
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What the files say: the settings of the backbone and the tokenizer, the task, if any, and its longest row."""
+
+    file: Path
+    backbone: dict[str, Any]
+    tokenizer: dict[str, Any]
+    task: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    length: int | None = None
+
+
+def _said(path: Path) -> _Said:
+    """The parts, each in a file of its own, or all in one.
+
+    Raises:
+        CheckpointError: the files are broken, or describe other classes.
+    """
+    file = path / CONFIG_FILE
+    name, whole = _config_of(file, BACKBONE, *TASKS)
+    if name != BACKBONE:
+        backbone, preprocessor = (_config_in(file, whole, part) for part in ("backbone", "preprocessor"))
+        tokenizer = _config_in(file, preprocessor, "tokenizer")
+        return _Said(file, backbone, tokenizer, _task_name(name), whole, _length(preprocessor))
+    if not (path / TOKENIZER_FILE).exists():
+        raise CheckpointError(f"{path}: has no {TOKENIZER_FILE}; save the task with its preprocessor, not the backbone")
+    _, tokenizer = _config_of(path / TOKENIZER_FILE, "BertTokenizer")
+    said = _Said(file, whole, tokenizer)
+    if not (path / TASK_FILE).exists():
+        return said
+    task, settings = _config_of(path / TASK_FILE, *TASKS)
+    file = path / PREPROCESSOR_FILE
+    length = _length(read_json(file).get("config")) if file.exists() else None
+    return _Said(path / TASK_FILE, whole, tokenizer, _task_name(task), settings, length)
+
+
+def _task_name(name: str) -> str:
+    """The name of today of a class that had another one."""
+    return CLASSIFIER if name == "BertClassifier" else name
+
+
+def _length(preprocessor: Any) -> int | None:
+    length = preprocessor.get("sequence_length") if isinstance(preprocessor, dict) else None
+    return length if type(length) is int and length >= 3 else None
+
+
+def _config_in(file: Path, whole: dict[str, Any], part: str) -> dict[str, Any]:
+    """The config of a serialized object in another one."""
+    inner = whole.get(part)
+    config = inner.get("config") if isinstance(inner, dict) else None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: has no {part}; save the task with its preprocessor, or a preset")
+    return config
+
+
 def _config_of(file: Path, *classes: str) -> tuple[str, dict[str, Any]]:
     """Class and config of a serialized object.
 
@@ -102,18 +167,17 @@ def read(path: Path) -> Contents:
         DataError: the vocabulary is broken.
     """
     file = path / CONFIG_FILE
-    _, raw = _config_of(file, "BertBackbone")
+    said = _said(path)
+    raw = said.backbone
     values = numbers(raw, NAMES, file)
     encoder: EncoderConfig = build(EncoderConfig, values | {"activation": "gelu_tanh"}, file)
     dropout = encoder.hidden_dropout
     encoder = build(EncoderConfig, values | {"activation": "gelu_tanh", "attention_dropout": dropout}, file)
     unknown = tuple(f"{file.name}: {key}" for key in raw if key not in {*NAMES.values(), "name", "trainable", "dtype"})
-    _, tokenizer = _config_of(path / TOKENIZER_FILE, "BertTokenizer")
+    tokenizer = said.tokenizer
     for key, allowed in TOKENIZER_ONLY.items():
         if key in tokenizer and tokenizer[key] not in allowed:
-            raise CheckpointError(
-                f"{path / TOKENIZER_FILE}: {key} {tokenizer[key]!r} changes the ids and is not supported"
-            )
+            raise CheckpointError(f"{path}: {key} {tokenizer[key]!r} of the tokenizer changes the ids; not supported")
     lower = tokenizer.get("lowercase") is True
     remarks: tuple[str, ...] = ()
     if lower and tokenizer.get("strip_accents") is not True:
@@ -123,42 +187,78 @@ def read(path: Path) -> Contents:
         raise CheckpointError(f"{path}: has no {VOCABULARY_FILES[0]}")
     contents = Contents(
         encoder,
-        text_config(file, encoder, lower),
+        text_config(file, encoder, lower, longest=said.length if said.task in (CLASSIFIER, EMBEDDER) else None),
         read_vocabulary(names[0]),
-        _head(path),
+        _head(said),
         unknown=unknown,
+        masked_words=said.task == MASKED_LM,
         remarks=remarks,
     )
     return checked(path, contents)
 
 
-def _head(path: Path) -> HeadConfig | None:
-    """The classifier of `task.json`; its labels are their numbers, the format has no names for them."""
-    file = path / TASK_FILE
-    if not file.exists():
+def _head(said: _Said) -> HeadConfig | None:
+    """The head of the task; labels of a classifier are their numbers, the format has no names for them."""
+    if said.task == EMBEDDER:
+        values = {
+            "pooling": said.settings.get("pooling_mode", "mean"),
+            "normalize": said.settings.get("normalize", True),
+        }
+        return build(HeadConfig, {"task": "embed"} | values, said.file)
+    if said.task != CLASSIFIER:
         return None
-    name, config = _config_of(file, *TASKS)
-    if name != "BertTextClassifier":
-        return None
-    count, activation = config.get("num_classes"), config.get("activation", "linear")
+    count, activation = said.settings.get("num_classes"), said.settings.get("activation", "linear")
     if type(count) is not int or not 0 < count < 2**20:
-        raise CheckpointError(f"{file}: num_classes must be a whole number from 1, got {count!r}")
-    if activation not in ("linear", "softmax", None):
-        raise CheckpointError(f"{file}: activation {activation!r} is not supported")
+        raise CheckpointError(f"{said.file}: num_classes must be a whole number from 1, got {count!r}")
+    if activation not in ("linear", "softmax", "sigmoid", None):
+        raise CheckpointError(f"{said.file}: activation {activation!r} is not supported")
+    task = "regress" if count == 1 else "multilabel" if activation == "sigmoid" else "classify"
     labels = tuple(map(str, range(count))) if count > 1 else ()
-    values = {"task": "classify" if labels else "regress", "labels": labels, "dropout": config.get("dropout", 0.1)}
-    return build(HeadConfig, values, file)
+    values = {"task": task, "labels": labels, "dropout": said.settings.get("dropout", 0.1)}
+    if task == "regress" and activation == "sigmoid":
+        values["activation"] = activation
+    return build(HeadConfig, values, said.file)
 
 
 def tensors(path: Path, _: Iterable[str]) -> dict[str, Stored]:
-    """The data sets of `model.weights.h5`, and of `task.weights.h5` below `task/`."""
-    if not (path / WEIGHTS_FILE).exists():
-        shards = "; it is split into several files, which are not read" * (path / "model.weights.json").exists()
-        raise CheckpointError(f"{path}: has no {WEIGHTS_FILE}{shards}")
-    found = read_h5(path / WEIGHTS_FILE)
-    if (path / TASK_WEIGHTS_FILE).exists():
-        found |= {f"task/{name}": value for name, value in read_h5(path / TASK_WEIGHTS_FILE).items()}
-    return found
+    """The data sets of `model.weights.h5`, and of `task.weights.h5` below `task/`; of 8 bits as what they stand for."""
+    if not has_h5(path / WEIGHTS_FILE):
+        there = some(sorted(p.name for p in path.iterdir() if p.is_file()))
+        raise CheckpointError(f"{path}: has no {WEIGHTS_FILE}; there are {there}")
+    found = read_h5_whole(path / WEIGHTS_FILE)
+    inner = "layers/bert_backbone/"
+    if any(name.startswith(inner) for name in found):  # a task in one file
+        renamed = {name: name.removeprefix(inner) if inner in name else f"task/{name}" for name in found}
+        found = {renamed[name]: value for name, value in found.items()}
+    elif has_h5(path / TASK_WEIGHTS_FILE):
+        found |= {f"task/{name}": value for name, value in read_h5_whole(path / TASK_WEIGHTS_FILE).items()}
+    return _in_full(found)
+
+
+def _in_full(found: dict[str, Stored]) -> dict[str, Stored]:
+    """Matrices that Keras has quantized to 8 bits, divided by their scales, which then are no weights any more."""
+    full = dict(found)
+    for name, value in found.items():
+        group, _, number = name.rpartition("/")
+        if value.dtype != "int8" or number != "0":
+            continue
+        last = max(int(other.rpartition("/")[2]) for other in found if other.rpartition("/")[0] == group)
+        rows = "embedding" in group
+        full[name] = dataclasses.replace(
+            value, dtype="float32 of int8", read=functools.partial(_divided, value, found[f"{group}/{last}"], rows)
+        )
+        del full[f"{group}/{last}"]
+    return full
+
+
+def _divided(value: Stored, scale: Stored, rows: bool) -> np.ndarray:
+    """A scale is of the rows of a table, or of the last axes of a matrix, after axes of length 1."""
+    scales = scale.read()
+    if rows:
+        scales = scales[:, None]
+    while scales.ndim > len(value.shape) and scales.shape[0] == 1:
+        scales = scales[0]
+    return value.read().astype(np.float32) / scales
 
 
 def holds(contents: Contents, parts: set[str]) -> set[str]:
@@ -279,12 +379,13 @@ FORMAT = Format(
     name="keras_hub",
     mark=CONFIG_FILE,
     is_here=lambda path: (path / CONFIG_FILE).exists() and "class_name" in read_json(path / CONFIG_FILE),
+    is_complete=lambda path: has_h5(path / WEIGHTS_FILE),
     table=TABLE,
     read=read,
     tensors=tensors,
     write=write,
     ignored=r"(task/)?(optimizer/.*|.*/seed_generator(_state)?/.*)",
-    files=r"config\.json|metadata\.json|model\.weights\.h5|task\.(json|weights\.h5)|preprocessor\.json|tokenizer\.json"
+    files=r"config\.json|metadata\.json|(model|task)(_\d+)?\.weights\.(h5|json)|(task|preprocessor|tokenizer)\.json"
     r"|assets/.*vocabulary\.txt",
     holds=holds,
     needs=frozenset({"pooler"}),

@@ -27,7 +27,7 @@ CONFIG_FILE = "keras_bert.json"
 SCHEMA = 1
 KINDS: dict[str, Any] = {"encoder": EncoderConfig, "text": TextConfig, "head": HeadConfig, "data": DataConfig}
 OPTIONAL = ("head", "data")
-"""Null in a checkpoint that was converted and has no head of its own."""
+"""Null in a checkpoint that was converted and has no head of its own, or does not say which columns it reads."""
 
 
 def read(path: Path) -> Contents:
@@ -87,6 +87,7 @@ FORMAT = Format(
     name="keras_bert",
     mark=CONFIG_FILE,
     is_here=lambda path: (path / CONFIG_FILE).exists(),
+    is_complete=lambda path: (path / WEIGHTS_FILE).exists(),
     table=lambda path, _: (path, same),
     read=read,
     tensors=tensors,

@@ -2,7 +2,8 @@
 
 `bert_config.json` of google-research/bert, the same file beside a Model Garden checkpoint, and Hugging Face's
 `config.json` use the same keys. Each key is one of: a setting of ours; one that leaves the arithmetic alone, which is
-carried along; one that we support with one value only; or unknown, which a conversion refuses.
+carried along, as is any that is off (false, null, empty); one that we support with one value only; or unknown, which is
+refused.
 """
 
 import dataclasses
@@ -42,6 +43,8 @@ ACTIVATION_NAMES = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_python": "gelu",
+    "gelu_accurate": "gelu_tanh",
     "relu": "relu",
     "tanh": "tanh",
 }
@@ -59,14 +62,19 @@ INERT = re.compile(
     r"architectures|transformers_version|_?name_or_path|_commit_hash|torch_dtype|dtype|gradient_checkpointing"
     r"|_?attn_implementation(_autoset)?|use_cache|output_past|output_(attentions|hidden_states|scores)|(use_)?return_dict"
     r"|return_dict_in_generate|torchscript|use_bfloat16|tie_(encoder_decoder|word_embeddings)|finetuning_task"
-    r"|task_specific_params|problem_type|prefix|chunk_size_feed_forward|(bos|eos|sep|decoder_start)_token_id"
+    r"|task_specific_params|problem_type|prefix|chunk_size_feed_forward|(bos|eos|sep|decoder_start|unk|cls|mask)_token_id"
     r"|cross_attention_hidden_size|tokenizer_class|_?num_labels|id2label|label2id|classifier_dropout|directionality"
     r"|pooler_(fc_size|num_attention_heads|num_fc_layers|size_per_head|type)|tf_legacy_loss|language|max_length"
     r"|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_[kp]|typical_p"
     r"|repetition_penalty|length_penalty|(encoder_)?no_repeat_ngram_size|bad_words_ids|num_return_sequences"
+    r"|model_max_length|max_seq_len(gth)?|matryoshka_dimensions|summary_\w+|do_lower_case|model_name|loss_type|pre_trained"
+    r"|sentence_transformers|sbert_ce_default_activation_function|is_training|vocab_type|add_pooling_layer|author|license"
     r"|forced_[be]os_token_id|remove_invalid_values|exponential_decay_length_penalty|(begin_)?suppress_tokens"
 )
 """Keys that leave the arithmetic of an encoder and its heads alone."""
+
+SAME_WIDTH = ("embedding_size", "emb_size")
+"""Keys of models whose embeddings may be narrower than their layers; here they are as wide."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Contents:
         absent: parts of the model that the files hold only because the format must have them.
         logit_order: for each of our logits the number of it in the files; empty where the order is the same.
         head_problem: why the head that the files name cannot be ours; empty where they name none.
+        masked_words: whether the files name the head for masked words, and no other.
         remarks: lines for a report.
     """
 
@@ -94,6 +103,7 @@ class Contents:
     absent: tuple[str, ...] = ()
     logit_order: tuple[int, ...] = ()
     head_problem: str = ""
+    masked_words: bool = False
     remarks: tuple[str, ...] = ()
 
     def origin(self, name: str, file: str) -> dict[str, Any]:
@@ -108,8 +118,8 @@ def some(names: Any, limit: int = 8) -> str:
     return (", ".join(names[:limit]) or "nothing") + more
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON file that holds an object, or a list where `kind` is `list`.
 
     Raises:
         CheckpointError: it cannot be read, is larger than 64 MB, or holds something else.
@@ -122,9 +132,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
+    if not isinstance(content, kind):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not {KINDS_OF_JSON[kind]}")
     return content
+
+
+KINDS_OF_JSON: dict[Any, str] = {dict: "an object", list: "a list"}
 
 
 def objects(file: Path, content: Mapping[str, Any], name: str, depth: int = 1) -> dict[str, Any]:
@@ -173,11 +186,16 @@ def is_cased(vocabulary: list[str]) -> bool:
     return any(re.search("[A-Z]", piece) and piece[0] not in "[<" for piece in vocabulary)
 
 
-def text_config(file: Path, encoder: EncoderConfig, do_lower_case: bool, flavour: str = "original") -> TextConfig:
-    """Text settings with the usual longest row, or that of a smaller model; `flavour` goes by the format."""
-    length = min(TextConfig().max_seq_length, encoder.max_positions)
-    values = {"do_lower_case": do_lower_case, "max_seq_length": length, "flavour": flavour}
-    return build(TextConfig, values, file)
+def text_config(
+    file: Path, encoder: EncoderConfig, do_lower_case: bool, longest: int | None = None, **more: Any
+) -> TextConfig:
+    """Text settings; rows are as long as usual or `longest`, where the model allows.
+
+    Args:
+        more: further fields of `TextConfig`, such as the `flavour`, which goes by the format.
+    """
+    length = min(longest or TextConfig().max_seq_length, encoder.max_positions)
+    return build(TextConfig, {"do_lower_case": do_lower_case, "max_seq_length": length, **more}, file)
 
 
 def build(kind: type[Any], values: dict[str, Any], file: Path) -> Any:
@@ -238,7 +256,12 @@ def read_encoder(file: Path, gelu: str) -> tuple[EncoderConfig, dict[str, Any], 
     known = {*CONFIG_NAMES.values(), *ONLY, "hidden_act", "model_type"}
     rest = {key: value for key, value in raw.items() if key not in known}
     inert = {key: value for key, value in rest.items() if INERT.fullmatch(key)}
-    unknown = tuple(f"{file.name}: {key}" for key in rest if key not in inert)
+    width = values["hidden_dim"]
+    unknown = tuple(
+        f"{file.name}: {key}"
+        for key, value in rest.items()
+        if value and key not in inert and not (key in SAME_WIDTH and value == width)
+    )
     return build(EncoderConfig, values, file), raw, rest, unknown
 
 

@@ -5,7 +5,7 @@ Which weights there are, and their shapes, is in `shapes`. A format's table says
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +109,14 @@ SPLIT_HEADS: Rules[Transform] = (
     (r".*", same),
 )
 """How Keras' attention layers store what are plain matrices elsewhere."""
+
+
+def shared_prefix(names: Iterable[str]) -> str:
+    """What all names begin with, up to a dot or a slash, such as `module.` of a model from several devices."""
+    ordered = sorted(names)
+    pairs = zip(ordered[0], ordered[-1], strict=False) if len(ordered) > 1 else ()
+    until = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+    return ordered[0][: max(ordered[0].rfind(mark, 0, until) for mark in "./") + 1] if ordered else ""
 
 
 # === The weights of one model ===

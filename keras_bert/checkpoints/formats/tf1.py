@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_bert.checkpoints.formats.containers import Bundle, find_bundle, is_object_based, write_bundle
+from keras_bert.checkpoints.formats.containers import Bundle, find_bundle, has_bundle, is_object_based, write_bundle
 from keras_bert.checkpoints.formats.format import Format
 from keras_bert.checkpoints.formats.settings import (
     VOCABULARY_FILE,
@@ -27,6 +27,15 @@ CONFIG_FILE, PREFIX = "bert_config.json", "bert_model.ckpt"
 GELU = "gelu_tanh"
 FIXED = {"activation": GELU, "layer_norm_epsilon": 1e-12}
 FILES = r"bert_config\.json|vocab\.txt|checkpoint|(.*\.)?ckpt.*\.(index|meta|data-.*)"
+IGNORED = (
+    r"(.*/)?(adam|lamb)_[mv](_\d+)?"
+    r"|.*/(Adam|Momentum|RMSProp|Adagrad|Adadelta|Ftrl|LAMB|LAMBOptimizer|AdamWeightDecayOptimizer)(_\d+)?"
+    r"|(.*/)?(ExponentialMovingAverage|EMA|ema)"
+    r"|(.*/)?(beta[12]_power|global_step|step)(_\d+)?"
+    r"|(.*/)?(current_)?loss_scale(_\d+)?|(.*/)?(good_steps|num_good_steps|global_step_loss_scale|learning_rate)"
+    r"|signal_early_stopping/STOP|(report_uninitialized_variables|save|Adam|optimizer)/.*"
+)
+"""Leftovers of training: slots of optimizers, averages of weights beside the weights, scales of losses, counters."""
 UNSAID = ("layer_norm_eps", "pad_token_id")
 """Keys that the original's `BertConfig` does not have."""
 
@@ -102,12 +111,13 @@ FORMAT = Format(
     name="tf1",
     mark=CONFIG_FILE,
     is_here=lambda path: (path / CONFIG_FILE).exists() and not is_object_based(path),
+    is_complete=has_bundle,
     table=TABLE,
     read=read,
     tensors=tensors,
     write=write,
     head=head_of,
-    ignored=r"(.*/adam_[mv]|global_step)",
+    ignored=IGNORED,
     files=FILES,
     fixed=FIXED,
 )

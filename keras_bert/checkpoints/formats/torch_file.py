@@ -1,13 +1,16 @@
 """`pytorch_model.bin` without PyTorch and without executing pickled code.
 
-The file is a zip archive: `data.pkl` describes tensors, `data/KEY` holds the bytes of storage KEY. The description is
-a pickle; it is never unpickled here. Its opcodes are read one by one, and only those that a dict of tensors needs have
-a meaning: plain values, an ordered dict, and the one function `_rebuild_tensor_v2` over storages. Anything else stops.
+Since PyTorch 1.6 the file is a zip archive: `data.pkl` describes tensors, `data/KEY` holds the bytes of storage KEY.
+Before, it was five pickles one after another (a magic number, a version, the machine, the description, the keys of the
+storages) and the storages behind them, each with its length. A pickle is never unpickled here. Its opcodes are read one
+by one, and only those that a dict of tensors needs have a meaning: plain values, an ordered dict, and the functions
+`_rebuild_tensor` and `_rebuild_parameter` over storages. Anything else stops.
 """
 
+import io
 import pickletools
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -33,7 +36,10 @@ STORAGES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-ORDERED_DICT, REBUILD = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
+ORDERED_DICT, PARAMETER = "collections OrderedDict", "torch._utils _rebuild_parameter"
+REBUILD = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor")
+OLD_BEGIN, OLD_VERSION = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", 1001
+"""The first pickle of the layout before PyTorch 1.6, whole: a magic number; and what the second one holds."""
 
 
 class _Refused(Exception):
@@ -62,36 +68,52 @@ class _Tensor:
     strides: Shape
 
 
+@dataclass(frozen=True)
+class _File:
+    """The storages of a file: how many bytes each has, and how they are read."""
+
+    sizes: Mapping[str, int]
+    read: Callable[[str], bytes]
+
+
 def read_torch(file: Path) -> dict[str, Stored]:
-    """The tensors of a `pytorch_model.bin`.
+    """The tensors of a `pytorch_model.bin`, of today's layout or of the one before PyTorch 1.6.
 
     Raises:
-        CheckpointError: the file is of the format before PyTorch 1.6, broken, or describes more than tensors.
+        CheckpointError: the file is broken, or describes more than tensors.
     """
     try:
         with open(file, "rb") as stream:
-            if stream.read(4) != b"PK\x03\x04":
-                raise _Refused(
-                    "not a zip archive; files of PyTorch before 1.6 are pickles, which can hold code and are not read. "
-                    "Save it as model.safetensors"
-                )
-        with zipfile.ZipFile(file) as archive:
-            members = _members(archive)
-            root = next((name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")), None)
-            if root is None or root.count("/") != 1:
-                raise _Refused("has no data.pkl")
-            if members[f"{root}data.pkl"].file_size > PICKLE_BYTES:
-                raise _Refused("its description of tensors is larger than 32 MB")
-            order = f"{root}byteorder"
-            if order in members and archive.read(order) != b"little":
-                raise _Refused("is not of little-endian byte order")
-            described = _describe(archive.read(f"{root}data.pkl"))
-        return {name: _stored(file, root, members, name, tensor) for name, tensor in described.items()}
+            begin = stream.read(4)
+        described, storages = (_read_zip if begin == b"PK\x03\x04" else _read_old)(file)
+        return {name: _stored(file, storages, name, tensor) for name, tensor in described.items()}
     except (_Refused, zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
         reason = str(error) if isinstance(error, _Refused) else f"broken ({error})"
         raise CheckpointError(f"{file}: {reason}") from error
+
+
+def _read_zip(file: Path) -> tuple[dict[str, _Tensor], _File]:
+    with zipfile.ZipFile(file) as archive:
+        members = _members(archive)
+        root = next((name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")), None)
+        if root is None or root.count("/") != 1:
+            raise _Refused("has no data.pkl")
+        if members[f"{root}data.pkl"].file_size > PICKLE_BYTES:
+            raise _Refused("its description of tensors is larger than 32 MB")
+        order = f"{root}byteorder"
+        if order in members and archive.read(order) != b"little":
+            raise _Refused("is not of little-endian byte order")
+        described = _tensors(_follow(io.BytesIO(archive.read(f"{root}data.pkl"))))
+    data = f"{root}data/"
+    sizes = {name.removeprefix(data): info.file_size for name, info in members.items() if name.startswith(data)}
+
+    def read(key: str) -> bytes:
+        with zipfile.ZipFile(file) as archive:
+            return archive.read(members[data + key])
+
+    return described, _File(sizes, read)
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -105,23 +127,57 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return members
 
 
-def _stored(file: Path, root: str, members: dict[str, Any], name: str, tensor: _Tensor) -> Stored:
+def _read_old(file: Path) -> tuple[dict[str, _Tensor], _File]:
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        head = io.BytesIO(stream.read(PICKLE_BYTES))
+    if head.read(len(OLD_BEGIN)) != OLD_BEGIN:
+        raise _Refused("is not a file of PyTorch")
+    version, machine, description, keys = (_follow(head) for _ in range(4))
+    if version != OLD_VERSION or not isinstance(machine, dict) or machine.get("little_endian") is not True:
+        raise _Refused("is not of little-endian byte order, or of another version")
+    described = _tensors(description)
+    storages = {tensor.storage.key: tensor.storage for tensor in described.values()}
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+        raise _Refused("its list of storages is not that of its tensors")
+    starts, sizes, place = {}, {}, head.tell()
+    with open(file, "rb") as stream:
+        for key in map(str, keys):
+            stream.seek(place)
+            length = int.from_bytes(stream.read(8), "little")
+            if length != storages[key].items:
+                raise _Refused(f"a storage has {length:,} numbers where {storages[key].items:,} are described")
+            starts[key], sizes[key] = place + 8, length * np.dtype(storages[key].dtype).itemsize
+            place = starts[key] + sizes[key]
+    if place > size:
+        raise _Refused(f"is cut off: {size:,} bytes where {place:,} are described")
+
+    def read(key: str) -> bytes:
+        with open(file, "rb") as stream:
+            stream.seek(starts[key])
+            return stream.read(sizes[key])
+
+    return described, _File(sizes, read)
+
+
+def _stored(file: Path, storages: _File, name: str, tensor: _Tensor) -> Stored:
     storage, dtype = tensor.storage, np.dtype(tensor.storage.dtype)
-    member = members.get(f"{root}data/{storage.key}")
-    if member is None:
+    there, needed = storages.sizes.get(storage.key), storage.items * dtype.itemsize
+    if there is None:
         raise _Refused(f"has no bytes for {name}")
-    if member.file_size != storage.items * dtype.itemsize:
-        raise _Refused(f"holds {member.file_size:,} bytes for {name}, which needs {storage.items * dtype.itemsize:,}")
+    if there != needed:
+        raise _Refused(f"holds {there:,} bytes for {name}, which needs {needed:,}")
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
     if (prod(tensor.shape) and last >= storage.items) or prod(tensor.shape) > storage.items:
         raise _Refused(f"{name} reaches beyond its bytes")
 
     def read() -> np.ndarray:
         try:
-            with zipfile.ZipFile(file) as archive:
-                flat = np.frombuffer(archive.read(member), dtype)
+            flat = np.frombuffer(storages.read(storage.key), dtype)
         except (zipfile.BadZipFile, OSError, EOFError) as error:
             raise CheckpointError(f"{file}: broken ({error})") from error
+        if len(flat) != storage.items:
+            raise CheckpointError(f"{file}: was cut off after it was opened")
         strides = tuple(s * dtype.itemsize for s in tensor.strides)
         value = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
         return value.copy() if dtype.kind in "iub" else value.astype(np.float32)
@@ -140,19 +196,21 @@ def _naturals(value: Any) -> Shape:
 
 def _storage(identity: Any) -> _Storage:
     match identity:
-        case ("storage", _Name(name), str(key), str(), int(items)) if items >= 0:
+        case ("storage", _Name(name), str(key), str(), int(items), *view) if items >= 0 and view in ([], [None]):
             kind = name.removeprefix("torch ")
             if name.startswith("torch ") and kind in STORAGES and key.isalnum():
                 return _Storage(key, STORAGES[kind], items)
             raise _Refused(f"a storage of kind {name!r} is not read")
-    raise _Refused("a persistent id is no storage")
+    raise _Refused("a persistent id is no storage; it holds more than tensors")
 
 
 def _call(function: Any, arguments: Any) -> Any:
     match function, arguments:
         case _Name(name), () if name == ORDERED_DICT:
             return {}
-        case _Name(name), (_Storage() as storage, int(offset), shape, strides, bool(), *_) if name == REBUILD:
+        case _Name(name), (_Tensor() as tensor, bool(), dict()) if name == PARAMETER:
+            return tensor
+        case _Name(name), (_Storage() as storage, int(offset), shape, strides, *_) if name in REBUILD:
             shape, strides = _naturals(shape), _naturals(strides)
             if len(shape) != len(strides) or not 0 <= offset <= storage.items:
                 raise _Refused("a tensor does not fit its storage")
@@ -161,8 +219,15 @@ def _call(function: Any, arguments: Any) -> Any:
     raise _Refused(f"its description calls {name!r}; it holds more than tensors, and code is never run")
 
 
-def _describe(code: bytes) -> dict[str, _Tensor]:
-    """Follow the opcodes of `data.pkl`; the result is a dict of tensors or a refusal."""
+def _tensors(description: Any) -> dict[str, _Tensor]:
+    """What was described, if it is a dict of tensors."""
+    if not isinstance(description, dict) or not all(isinstance(v, _Tensor) for v in description.values()):
+        raise _Refused("holds something else than a dict of tensors")
+    return {str(name): tensor for name, tensor in description.items()}
+
+
+def _follow(code: io.BytesIO) -> Any:
+    """Follow the opcodes of a pickle to its end; the result is plain values, names, storages and tensors."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -188,6 +253,11 @@ def _describe(code: bytes) -> dict[str, _Tensor]:
             if not isinstance(key, str | int):
                 raise _Refused(f"a name is a {type(key).__name__}")
             target[key] = value
+
+    def append(values: list[Any]) -> None:
+        if not stack or not isinstance(stack[-1], list):
+            raise _Refused("its description appends to what is no list")
+        stack[-1].extend(values)
 
     def pair() -> list[Any]:
         value, key = pop(), pop()
@@ -217,6 +287,7 @@ def _describe(code: bytes) -> dict[str, _Tensor]:
         "NEWTRUE": lambda _: True,
         "NEWFALSE": lambda _: False,
         "EMPTY_DICT": lambda _: {},
+        "EMPTY_LIST": lambda _: [],
         "EMPTY_TUPLE": lambda _: (),
         "TUPLE": lambda _: tuple(to_mark()),
         "TUPLE1": lambda _: tuple_of(1),
@@ -236,6 +307,8 @@ def _describe(code: bytes) -> dict[str, _Tensor]:
         "BINPUT": lambda argument: memo.__setitem__(argument, stack[-1]),
         "LONG_BINPUT": lambda argument: memo.__setitem__(argument, stack[-1]),
         "MEMOIZE": lambda _: memo.__setitem__(len(memo), stack[-1]),
+        "APPEND": lambda _: append([pop()]),
+        "APPENDS": lambda _: append(to_mark()),
         "SETITEM": lambda _: set_items(pair()),
         "SETITEMS": lambda _: set_items(to_mark()),
         "BUILD": lambda _: build(),
@@ -252,7 +325,4 @@ def _describe(code: bytes) -> dict[str, _Tensor]:
                 raise _Refused(f"uses {opcode.name} in its description of tensors; it holds more than tensors")
     except (ValueError, KeyError, IndexError) as error:
         raise _Refused(f"broken description of tensors ({error!r})") from error
-    found = stack[-1] if stack else None
-    if not isinstance(found, dict) or not all(isinstance(v, _Tensor) for v in found.values()):
-        raise _Refused("holds something else than a dict of tensors")
-    return {str(name): tensor for name, tensor in found.items()}
+    return stack[-1] if stack else None
