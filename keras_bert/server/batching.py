@@ -5,8 +5,9 @@ rows of token ids are padded with zeros to the longest, and outputs cut back (on
 it: otherwise rows of one shape run together). When a batch fails, its requests run again one by one, so a bad row
 is answered with an error to its own request alone.
 
-A request of more rows than a batch is cut into pieces, of which only a few wait in the queue at a time: requests that
-come later are not kept waiting for all of it. What nobody waits for any more is not run.
+A request of more rows than a batch is cut into pieces, texts of like length together. Only a few of them wait in the
+queue at a time, so requests that come later are not kept waiting for all of it. What nobody waits for any more is not
+run.
 """
 
 import asyncio
@@ -63,8 +64,9 @@ class Batcher:
         """
         if _group(signature, inputs) is None or rows_of(inputs) <= self._max_rows:
             return await self._one(signature, inputs)
-        starts = range(0, rows_of(inputs), self._max_rows)
-        pieces = [{k: v[start : start + self._max_rows] for k, v in inputs.items()} for start in starts]
+        order = _by_length(inputs)
+        rows = [order[start : start + self._max_rows] for start in range(0, len(order), self._max_rows)]
+        pieces = [{name: array[some] for name, array in inputs.items()} for some in rows]
         answers: list[Arrays] = [{}] * len(pieces)
         places = iter(range(len(pieces)))
 
@@ -78,7 +80,9 @@ class Batcher:
         finally:
             for worker in workers:
                 worker.cancel()
-        return {name: await self._put_together(signature, name, pieces, answers) for name in signature.outputs}
+        joined = {name: await self._put_together(signature, name, pieces, answers) for name in signature.outputs}
+        back = np.argsort(order)
+        return {name: array[back] for name, array in joined.items()}
 
     async def _one(self, signature: Signature, inputs: Arrays) -> Arrays:
         group, rows = _group(signature, inputs), rows_of(inputs)
@@ -169,6 +173,15 @@ def rows_of(inputs: Arrays) -> int:
     """The common first dimension; 0 where there is none."""
     sizes = {len(array) if array.ndim else 0 for array in inputs.values()}
     return sizes.pop() if len(sizes) == 1 else 0
+
+
+def _by_length(inputs: Arrays) -> np.ndarray:
+    """The numbers of the rows, so that texts of like length stand together: these are computed faster."""
+    sizes = np.zeros(rows_of(inputs), int)
+    for array in inputs.values():
+        if array.dtype == object:
+            sizes += [sum(map(len, row)) for row in array.reshape(len(array), -1)]
+    return np.argsort(sizes, kind="stable")
 
 
 def _group(signature: Signature, inputs: Arrays) -> Any:

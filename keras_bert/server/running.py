@@ -164,11 +164,12 @@ class _Server(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """uvicorn's HTTP/1.1 connection, which ends when a request does not come in time."""
+    """uvicorn's HTTP/1.1 connection, which ends when a request does not come, or an answer is not taken, in time."""
 
     config: _Config
     _awaited: tuple[Any, Any] = (None, None)
     _timer: asyncio.TimerHandle | None = None
+    _taking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -183,8 +184,31 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._timer:
-            self._timer.cancel()
+        for timer in (self._timer, self._taking):
+            if timer:
+                timer.cancel()
+
+    def pause_writing(self) -> None:
+        """The client takes in less than is sent."""
+        super().pause_writing()
+        self._close_later()
+
+    def resume_writing(self) -> None:
+        """It has taken in enough."""
+        super().resume_writing()
+        if self._taking:
+            self._taking.cancel()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Ends a connection after an answer; what the client has not taken in yet would keep it open."""
+        super().timeout_keep_alive_handler()
+        self._close_later()
+
+    def _close_later(self) -> None:
+        if self._taking:
+            self._taking.cancel()
+        seconds = self.config.limits.body_timeout
+        self._taking = self.loop.call_later(seconds, self.transport.abort) if seconds else None
 
     def _set_timer(self) -> None:
         """Starts the clock where the client begins to owe a head or a body, and stops it where it has paid."""
@@ -238,7 +262,7 @@ def _descriptors() -> int:
 # === Logs ===
 
 
-class _OnceInAWhile(logging.Filter):
+class OnceInAWhile(logging.Filter):
     """Lets a message through once a minute: clients must not be able to fill a disk."""
 
     def __init__(self) -> None:
@@ -255,7 +279,7 @@ class _OnceInAWhile(logging.Filter):
         return False
 
 
-_once_in_a_while = _OnceInAWhile()
+_once_in_a_while = OnceInAWhile()
 _seldom.addFilter(_once_in_a_while)
 
 

@@ -32,7 +32,7 @@ class ServerConfig:
     max_request_rows: int = _flag(10_000, "Requests of more rows are refused with status 413.")
     request_timeout: float = _flag(30.0, "Seconds until status 504 answers a request that is read; 0: never.")
     head_timeout: float = _flag(20.0, "Seconds that a client has for the head of a request; 0: any time.")
-    body_timeout: float = _flag(60.0, "Seconds that a client has for the body of a request; 0: any time.")
+    body_timeout: float = _flag(60.0, "Seconds for the body of a request, and to take an answer in; 0: any time.")
     limit_concurrency: int = _flag(512, "Connections at a time; status 503 answers requests on further ones.")
     drain_timeout: float = _flag(30.0, "Seconds that open requests have after SIGTERM, before status 503 answers them.")
     openai: bool = _flag(False, "Answer /v1/embeddings and /rerank too, as clients of OpenAI, Cohere and Jina ask.")

@@ -217,12 +217,17 @@ def test_a_small_request_waits_for_a_piece_of_a_large_one_only(servables):
     assert answers[1]["y"].tolist() == [2.0]
 
 
-def test_rows_that_a_model_fills_up_are_put_together_as_if_they_had_run_at_once(servables):
-    signature = servables["filled"].signatures["serving_default"]
+@pytest.mark.parametrize(
+    ("model", "name"), [("filled", "serving_default"), ("texts", "tokenize"), ("ids", "serving_default")]
+)
+def test_rows_that_a_model_fills_up_are_put_together_as_if_they_had_run_at_once(servables, model, name):
+    signature = servables[model].signatures[name]
     texts = np.array([b"a b", b"c", b"", b"d e f g", b"h", b"i j k"], object)
+    ids = np.arange(1, 43, dtype=np.int32).reshape(6, 7)
+    inputs = {"input_word_ids": ids, "input_mask": ids % 5} if model == "ids" else {"text": texts}
     for size in (1, 2, 3, 4):
-        (answer,), runs = together(signature, [{"text": texts}], max_batch_size=size)
-        assert_same(answer, signature({"text": texts}))
+        (answer,), runs = together(signature, [inputs], max_batch_size=size)
+        assert_same(answer, signature(inputs))
         assert max(runs[: len(texts) // size]) == size
 
 

@@ -1,6 +1,8 @@
 """What a client may take of the server: rows, bytes, time and connections; and how it ends while a model is at work."""
 
 import json
+import logging
+import os
 import signal
 import socket
 import time
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from servers import in_thread, make_gate, open_gate, patiently, running, save_gate, save_half_plus_two
+
+from keras_bert.server.running import OnceInAWhile
 
 FLAGS = {
     "max_request_rows": 100,
@@ -159,6 +163,24 @@ def test_a_body_that_drips_has_no_more_time_than_one_that_stops(server):
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
+def test_a_client_that_does_not_read_its_answers_is_left(server):
+    """It asks for some twenty megabytes. The client does not see that it is left, but the server has no connection."""
+
+    def connections():
+        links = {os.readlink(path) for path in descriptors.iterdir() if path.is_symlink()}
+        return {link for link in links if link.startswith("socket:")}
+
+    descriptors = Path(f"/proc/{server.process.pid}/fd")
+    if not descriptors.exists():
+        pytest.skip(reason="the open files of a process are seen in Linux's /proc only")
+    before = connections()
+    with connect(server) as connection:
+        connection.sendall(2000 * b"GET /v1/models/half/metadata HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert connection.recv(1)
+        (own,) = connections() - before
+        assert any(own not in connections() for _ in patiently())
+
+
 # === Bytes ===
 
 
@@ -195,6 +217,21 @@ def test_what_is_no_http_is_refused_in_json(server, text):
         head, document = said(connection)
     assert head[0] == "HTTP/1.1 400 Bad Request"
     assert document == {"error": "Invalid HTTP request received."}
+
+
+def test_messages_about_connections_do_not_fill_the_log():
+    """One that comes again and again is let through once; another one, or another exception, is its own."""
+    logger, lines = logging.Logger("connections"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.addFilter(OnceInAWhile())
+    for number in range(100):
+        logger.warning("connection %d is refused", number)
+        logger.warning("no descriptors")
+    for error in (OSError(), ValueError(), OSError()):
+        logger.error("failed", exc_info=error)
+    assert lines == ["connection 0 is refused", "no descriptors", "failed", "failed"]
 
 
 # === Connections ===
