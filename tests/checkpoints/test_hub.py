@@ -400,6 +400,16 @@ def test_torch_weights_are_fetched_where_there_are_no_others(home):
     found = resolve("hf://a/b", home=home, client=HuggingFace(files))
     assert {path.name for path in found.iterdir()} == {"config.json", "vocab.txt", "pytorch_model.bin", "hub.json"}
     assert open_checkpoint(found).encoder.hidden_dim == 32
+    modules = [{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
+    deeper = {f"0_Transformer/{name}": data for name, data in files.items()}
+    deeper |= {"modules.json": json.dumps(modules).encode(), "2_Dense/model.safetensors": save({"a": np.ones(1, "f")})}
+    found = resolve("hf://a/c", home=home, client=HuggingFace(deeper))
+    assert {path.name for path in (found / "0_Transformer").iterdir()} == {
+        "config.json",
+        "vocab.txt",
+        "pytorch_model.bin",
+    }
+    assert (found / "2_Dense/model.safetensors").exists(), "each folder has weights of its own"
 
 
 def test_weights_that_cannot_be_read_are_not_fetched(home, files):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import shared
+from safetensors.numpy import load_file, save_file
 
 from keras_bert import Bert
 from keras_bert.checkpoints.checkpoints import open_checkpoint
@@ -61,6 +62,32 @@ def test_places_in_a_text_behind_a_prompt(tmp_path):
     assert pieces == ["[CLS]", "query", ":", "fire", "a", "##b", "[SEP]"]
     assert read["starts"][0].numpy().tolist() == [-1, -1, -1, 0, 5, 6, -1]
     assert read["ends"][0].numpy().tolist() == [-1, -1, -1, 4, 6, 7, -1]
+
+
+def test_shards_prefixes_and_old_names_in_the_folder_of_the_transformer(tmp_path):
+    folder = maker.write("old_layout", tmp_path) / "0_BERT"
+    (folder / "config.json").rename(folder / "bert_config.json")
+    tensors = {f"module.{name}": value for name, value in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    table = {name: names[i % 2] for i, name in enumerate(sorted(tensors))}
+    for shard in names:
+        save_file({name: tensors[name] for name in table if table[name] == shard}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}), "utf-8")
+    bert = Bert.load(tmp_path)
+    assert (bert.head.config.task, bert.text.config.max_seq_length) == ("embed", 12)
+    np.testing.assert_allclose(bert.embed(maker.TEXTS), RECORDED["old_layout:"], atol=1e-5)
+    (folder / names[1]).unlink()
+    with pytest.raises(CheckpointError, match=rf"0_BERT: has no model.*index\.json names {names[1]}"):
+        Bert.load(tmp_path)
+
+
+def test_settings_of_a_head_as_it_is(tmp_path):
+    cut = Bert.load(maker.write("mean", tmp_path), head={"dimensions": 4, "pooling": "cls"})
+    cls = Bert.from_checkpoint(tmp_path, task="embed", head={"pooling": "cls"}).embed(maker.TEXTS)[:, :4]
+    np.testing.assert_allclose(cut.embed(maker.TEXTS), cls / np.linalg.norm(cls, axis=1, keepdims=True), atol=1e-6)
+    with pytest.raises(ConfigError, match="layers"):
+        Bert.load(tmp_path, head={"layers": "no such choice"})
 
 
 # === Written by us ===
