@@ -40,8 +40,7 @@ def add_task(flags: Flags) -> None:
     flags.add(
         "task",
         "",
-        "Of a checkpoint in --model_dir that others have trained: what its head is for, where its files do not say; or "
-        f"{', '.join(tasks_with(pretrained=True))}, which a pretrained one answers without a head.",
+        "What the head of a published model is for, where its files do not say; or what a pretrained one is asked.",
         ("", *TASKS),
     )
     flags.add("labels", "", "Names of the logits of a published head in their order, comma separated.")

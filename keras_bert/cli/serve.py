@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from keras_bert.cli.answering import KINDS, LEAVE_OUT, add_task, asked, check, load, members, opened, suit
+from keras_bert.cli.answering import add_task, asked, check, load, members, opened, suit
 from keras_bert.cli.flags import Flags
 from keras_bert.config import FROZEN
 from keras_bert.errors import CheckpointError, ConfigError
@@ -19,8 +19,7 @@ from keras_bert.serving.versions import folder_of, versions
 
 def define() -> Flags:
     """The flags of the command."""
-    kinds = (ServerConfig, *KINDS)
-    flags = Flags("serve", "answer REST requests from an exported model, on this machine", kinds, LEAVE_OUT)
+    flags = Flags("serve", "answer REST requests from an exported model, on this machine", [ServerConfig])
     flags.add(
         "export_dir",
         "",

@@ -286,6 +286,7 @@ def test_more_than_one_container_or_format(tiny_checkpoint, tmp_path):
     (tmp_path / "a/bert_config.json").write_bytes((tmp_path / "a/config.json").read_bytes())
     assert open_checkpoint(tmp_path / "a").format == "hf", "the other has no weights"
     convert(tiny_checkpoint, tmp_path / "b", "tf1")
+    (tmp_path / "b/keras_bert_extra.json").unlink()
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(tiny_checkpoint / name, tmp_path / "b" / name)
     assert "the directory holds tf1 and hf: tf1 is read" in open_checkpoint(tmp_path / "b").contents.remarks
