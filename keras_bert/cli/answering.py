@@ -58,7 +58,7 @@ def opened(flags: Flags, path: str) -> Checkpoint:
         CheckpointError: it is a pretrained one, and no task was given.
         ConfigError: a flag has no meaning with it.
     """
-    found = open_checkpoint(path, kept_keys(flags))
+    found = _found(flags, path)
     given = [name for name in ("task", "labels", *COLUMNS, "max_seq_length", *OF_TRAINING) if flags.given(name)]
     if flags["max_seq_length"] < 0:
         raise ConfigError(f"--max_seq_length must be 0 or more, got {flags['max_seq_length']}")
@@ -74,6 +74,15 @@ def opened(flags: Flags, path: str) -> Checkpoint:
             "that do not say"
         )
     return found
+
+
+def _found(flags: Flags, path: str) -> Checkpoint:
+    """The checkpoint; without its head where that is a setting alone, such as a pooling, and another task is asked."""
+    found = open_checkpoint(path, kept_keys(flags))
+    head = found.head
+    if head is None or not head.encoder_only or flags["task"] in ("", head.task):
+        return found
+    return dataclasses.replace(found, contents=dataclasses.replace(found.contents, head=None))
 
 
 def pretrained_task(flags: Flags, found: Checkpoint) -> str:
@@ -149,7 +158,7 @@ def load(flags: Flags, paths: Sequence[str], data: DataConfig) -> Any:
     from keras_bert.bert import Bert, Ensemble
 
     opening: dict[str, Any] = {"drop": flags["drop"], "keep_keys": kept_keys(flags)}
-    first = open_checkpoint(paths[0], kept_keys(flags))
+    first = _found(flags, paths[0])
     text: dict[str, Any] = {"max_seq_length": flags["max_seq_length"] or None}
     if first.head is None and pretrained_task(flags, first):
         return Bert.from_checkpoint(

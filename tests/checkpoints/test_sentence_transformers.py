@@ -13,6 +13,7 @@ from conftest import shared
 from safetensors.numpy import load_file, save_file
 
 from keras_bert import Bert
+from keras_bert.__main__ import main
 from keras_bert.checkpoints.checkpoints import open_checkpoint
 from keras_bert.conversion import convert
 from keras_bert.errors import CheckpointError, ConfigError
@@ -227,3 +228,19 @@ def test_minilm_has_its_own_length(minilm, tmp_path):
     found = Bert.from_checkpoint(tmp_path, task="embed").embed(wanted["texts"])
     np.testing.assert_allclose(found, wanted["mean"], atol=1e-5)
     assert dataclasses.asdict(open_checkpoint(tmp_path).text)["max_seq_length"] == 128
+
+
+def test_a_converted_model_answers_from_the_command_line(tmp_path, capsys):
+    convert(maker.write("cls", tmp_path / "source"), tmp_path / "ours", "keras_bert")
+    (tmp_path / "in.csv").write_text("text,text_pair\nfire,lake\nfire,the fire\n", "utf-8")
+    said = [f"--input_file={tmp_path / 'in.csv'}", f"--model_dir={tmp_path / 'ours'}"]
+    assert main(["predict", *said, f"--output_file={tmp_path / 'o.jsonl'}"]) == 0
+    rows = [json.loads(line)["embedding"] for line in (tmp_path / "o.jsonl").read_text("utf-8").splitlines()]
+    assert np.shape(rows) == (2, maker.WIDTH)
+    assert rows[0] == rows[1]
+    assert main(["predict", *said, "--task=similarity", f"--output_file={tmp_path / 'o.csv'}"]) == 0
+    capsys.readouterr()
+    found = [float(row.split(",")[-1]) for row in (tmp_path / "o.csv").read_text("utf-8").split()[1:]]
+    bert = Bert.from_checkpoint(tmp_path / "source", task="embed", head={"normalize": True})
+    wanted = bert.embed(["fire", "lake", "the fire"])
+    np.testing.assert_allclose(found, [wanted[0] @ wanted[1], wanted[0] @ wanted[2]], atol=1e-5)
