@@ -104,7 +104,8 @@ def asked(flags: Flags, found: Checkpoint, columns: Collection[str] = ()) -> tup
     head, said = found.head, found.data
     data = said if said is not None and not found.published else columns_of(flags, type(head), said)
     usual = DataConfig(text_pair_column="text_pair")
-    is_open = found.contents.data is None and not data.text_pair_column and not head.single and head.reads == "row"
+    may_read = not head.single and not head.encoder_only and head.reads == "row"
+    is_open = found.contents.data is None and not data.text_pair_column and may_read
     if is_open and usual.text_pair_column in columns:
         data = dataclasses.replace(data, text_pair_column=usual.text_pair_column)
         check_segments(found.encoder, head, data)

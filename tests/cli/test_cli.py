@@ -427,7 +427,7 @@ def test_help_lists_every_flag(name, outcomes):
     for flag in [*flags.values, "flagfile"]:
         assert f"\n  --{flag}" in out
     for flag in flags.required:
-        assert re.search(rf"\n  --{flag}\n .* Required\.", out)
+        assert re.search(rf"\n  --{flag}\n(      .*\n)*      .*Required\.", out)
     assert not tensorflow
 
 
