@@ -25,7 +25,7 @@ def checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A published directory with files that do not belong into a bundle."""
     folder = tmp_path_factory.mktemp("published") / "all-MiniLM-L6-v2"
     shutil.copytree(tiny_checkpoint, folder)
-    for name in ("pytorch_model.bin", "tf_model.h5", "modules.json", "LICENSE", "onnx/model.onnx"):
+    for name in ("pytorch_model.bin", "tf_model.h5", "rust_model.ot", "LICENSE", "onnx/model.onnx"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("[]", "utf-8")
     return folder
