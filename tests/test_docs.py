@@ -68,6 +68,7 @@ def test_the_commands_make_a_submission_and_a_model(after_commands: Path) -> Non
     assert (after_commands / "models/tweets/1/saved_model.pb").exists()
 
 
+@pytest.mark.slow
 def test_the_server_answers_the_request(after_commands: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip(reason="the README's request needs curl")

@@ -35,6 +35,7 @@ def assert_nobody_answers(err):
         socket.create_connection((address.hostname, address.port), timeout=10).close()
 
 
+@pytest.mark.slow
 def test_the_whole_way_with_a_tiny_checkpoint(tiny_checkpoint, tmp_path, capfd, monkeypatch):
     """Also behind a proxy that does not exist."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -50,6 +51,7 @@ def test_the_whole_way_with_a_tiny_checkpoint(tiny_checkpoint, tmp_path, capfd, 
     assert (tmp_path / "models/messages/1/saved_model.pb").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="did not start; its message is above"), demo.served(tmp_path / "none"):
         pytest.fail("there is nothing to serve")

@@ -178,6 +178,7 @@ def test_the_command(runs, tmp_path, capsys, monkeypatch):
     assert portable.LiteModel(output, num_threads=2).answer("fire")["label"] in LABELS
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_one_line(tmp_path, capsys, berts):
     need()
     run = tmp_path / "run"
