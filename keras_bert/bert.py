@@ -633,8 +633,8 @@ NEEDED = {"query": PROMPTS, "document": PROMPTS, "rerank": "it takes the task re
 
 def usual_length(head: Head, checkpoint: checkpoints.Checkpoint) -> int | None:
     """Longest row in tokens of a new head; None for that of the checkpoint."""
-    if head.max_seq_length:
-        return min(head.max_seq_length, checkpoint.encoder.max_positions)
+    if head.config.longest_row:
+        return min(head.config.longest_row, checkpoint.encoder.max_positions)
     said = checkpoint.contents.head  # asked without training, it reads rows as long as the model can
     trainable = checkpoint.head is None and said is not None and not said.untrainable
     return min(TextConfig().max_seq_length, checkpoint.text.max_seq_length) if trainable else None
@@ -677,12 +677,12 @@ def vector_settings(checkpoint: checkpoints.Checkpoint, task: str) -> dict[str, 
     Raises:
         CheckpointError: the task compares vectors by their cosine, and the checkpoint in another way.
     """
-    found = checkpoint.vectors
-    if found is None or not issubclass(choose(TASKS, task, "task"), VectorConfig):
+    found, kind = checkpoint.vectors, choose(TASKS, task, "task")
+    if found is None or not issubclass(kind, VectorConfig):
         return {}
     said = checkpoint.contents.origin("sentence_transformers", PROMPTS_FILE).get("similarity_fn_name")
     usual = ("cosine", "dot", None) if found.normalize else ("cosine", None)
-    if task == "similarity" and said not in usual:
+    if kind.paired and said not in usual:
         raise CheckpointError(
             f"{checkpoint.path}: similarity_fn_name {said!r} is not supported; similarity is the cosine; the task "
             "embed gives the vectors"

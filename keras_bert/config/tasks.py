@@ -64,6 +64,7 @@ class HeadConfig:
         columns: names of columns that differ from `DataConfig` in its files.
         untrainable: why fine-tuning cannot train it; "" if it can.
         pretrained: whether a pretrained checkpoint answers it without training.
+        longest_row: tokens of the longest row, as usual for the task; 0 is what the checkpoint says.
         encoder_only: whether it uses only the encoder of a checkpoint, whatever that was trained for.
         form: what weights its head has, a name of `model.shapes.FORMS`.
         fits_csv: whether `predict` can write its answers into a csv file.
@@ -85,6 +86,7 @@ class HeadConfig:
     columns: ClassVar[Mapping[str, str]] = {}
     untrainable: ClassVar[str] = ""
     pretrained: ClassVar[bool] = False
+    longest_row: ClassVar[int] = 0
     encoder_only: ClassVar[bool] = False
     form: ClassVar[Any] = "words"
     fits_csv: ClassVar[bool] = True
@@ -469,6 +471,7 @@ class SpanConfig(LayersConfig):
     )
 
     reads: ClassVar[str] = "windows"
+    longest_row: ClassVar[int] = 384
     source: ClassVar[Any] = "keras_bert.data.questions:Answers"
     paired: ClassVar[bool] = True
     fits_csv: ClassVar[bool] = False

@@ -32,7 +32,6 @@ class Head(keras.layers.Layer):
         config: the dataclass of the task, which says how examples are read (`config.reads`).
 
     Attributes:
-        max_seq_length: usual longest row, if it is not that of the checkpoint.
         attention_mask: name of the mask, if it is not that of the checkpoint.
         pretrained_head: whether all of the head's weights come from pretraining.
         groupable: whether rows may be grouped by length when serving. False if the width of the logits depends on the
@@ -48,7 +47,6 @@ class Head(keras.layers.Layer):
 
     best_metric: ClassVar[str]
     label_dtype: ClassVar[str] = "int32"
-    max_seq_length: ClassVar[int | None] = None
     attention_mask: ClassVar[str] = ""
     pretrained_head: ClassVar[bool] = False
     groupable: ClassVar[bool] = True

@@ -20,7 +20,6 @@ class Span(Head):
     """
 
     best_metric = "best_f1"
-    max_seq_length = 384
     slices = (
         ("start_byte", "end_byte", "answer", "start", "end"),
         ("nbest_start_bytes", "nbest_end_bytes", "nbest_answers", "nbest_starts", "nbest_ends"),

@@ -101,16 +101,16 @@ def there(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", families.MODELS)
 def test_the_last_hidden_state_is_that_of_transformers(name, there):
-    compare(name, families.MODELS[name][0], dict(np.load(there / f"{name}.npz")))
+    check(name, families.MODELS[name][0], dict(np.load(there / f"{name}.npz")))
 
 
 @pytest.mark.parametrize("name", families.OLD)
 def test_the_last_hidden_state_is_that_of_transformers_4(name):
     kept = Path(families.__file__).parent / "families_of_4" / f"{name}.npz"
-    compare(name, families.OLD[name][0], dict(np.load(kept)))
+    check(name, families.OLD[name][0], dict(np.load(kept)))
 
 
-def compare(name, kind, found):
+def check(name, kind, found):
     """Fill our encoder with their weights, each of which must have a place, and compare what both compute."""
     features = {key: found.pop(key) for key in ("token_ids", "segment_ids", "padding_mask")}
     wanted, read = found.pop("hidden"), set()

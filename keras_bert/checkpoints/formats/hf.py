@@ -106,7 +106,7 @@ def read(path: Path) -> Contents:
 
 def _longest(said: Any, head: HeadConfig | None) -> int | None:
     """Tokens of a row that a head of the files reads as its tokenizer says; None for the usual ones."""
-    if head is None or head.task == "span":
+    if head is None or head.longest_row:
         return None
     return int(min(said, MOST_TOKENS)) if isinstance(said, int | float) and said >= 3 else MOST_TOKENS
 
@@ -201,7 +201,7 @@ def _head(raw: Mapping[str, Any], file: Path, dropout: float) -> _Head:
         return _Head(
             problem=f"{file.name}: labels {some(labels, 5)} {error}; --drop='classifier.*' leaves the head out"
         )
-    if task == "regress" and cross == "sigmoid":
+    if cross == "sigmoid" and hasattr(TASKS[task], "activation"):
         values["activation"] = cross
     rate = raw.get("classifier_dropout")
     values |= {"task": task, "dropout": dropout if rate is None else rate}

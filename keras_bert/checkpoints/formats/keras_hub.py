@@ -215,7 +215,7 @@ def _head(said: _Said) -> HeadConfig | None:
     task = "regress" if count == 1 else "multilabel" if activation == "sigmoid" else "classify"
     labels = tuple(map(str, range(count))) if count > 1 else ()
     values = {"task": task, "labels": labels, "dropout": said.settings.get("dropout", 0.1)}
-    if task == "regress" and activation == "sigmoid":
+    if activation == "sigmoid" and count == 1:
         values["activation"] = activation
     return build(HeadConfig, values, said.file)
 
