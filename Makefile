@@ -1,6 +1,7 @@
 # make demo    the whole way on a small sample, in minutes
 # make test    the tests
-# make quick   those of them that start no process and neither export, train nor ask a whole model: two minutes
+# make quick   those of them that start no process, read no real data, and neither export, convert, train nor ask a
+#              whole model: three minutes
 # make check   format, lint, types, floors
 # make docs    the documentation site, in build/site; a warning is an error
 # make kaggle  the competition's notebook on the versions of Kaggle's image, offline

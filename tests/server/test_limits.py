@@ -126,7 +126,11 @@ def test_a_connection_without_a_request_is_closed(server):
 def test_a_request_that_is_not_sent_in_time_is_refused(server, begun):
     with connect(server) as connection:
         connection.sendall(begun)
-        head, document = said(connection)
+        assert_late(connection)
+
+
+def assert_late(connection):
+    head, document = said(connection)
     assert head[0] == "HTTP/1.1 408 Request Timeout"
     assert document == {"error": "The request did not come in time"}
 
@@ -143,9 +147,7 @@ def test_requests_one_after_another_each_have_their_time(server):
                 answer += connection.recv(4096)
             assert b"3.0" in answer
         connection.sendall(HEAD)
-        head, document = said(connection)
-    assert head[0] == "HTTP/1.1 408 Request Timeout"
-    assert document == {"error": "The request did not come in time"}
+        assert_late(connection)
 
 
 def test_a_body_that_drips_has_no_more_time_than_one_that_stops(server):
